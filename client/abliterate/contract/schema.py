@@ -1,0 +1,96 @@
+"""Turns a plain table into frozen structs, collecting *every* problem with its dotted key, line and remedy.
+
+Knows msgspec structs; does not know which ones (recipe and configuration both use it).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from abliterate.contract.errors import RecipeError
+from abliterate.contract.toml_source import line_of
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_AT_PATH = re.compile(r" - at `\$[^`]*`$")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong: the dotted key, what is wrong, what to do."""
+
+    key: str
+    message: str
+    remedy: str = ""
+
+
+def build(kind: type[T], table: Mapping[str, Any], prefix: str = "") -> tuple[T | None, list[Problem]]:
+    """Convert `table` to `kind`; returns the struct, or None and all problems found."""
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
+    for key, raw in table.items():
+        path = f"{prefix}{key}"
+        field = fields.get(key)
+        if field is None:
+            problems.append(Problem(path, "unknown key", _did_you_mean(key, list(fields))))
+            continue
+        value, found = _convert(field.type, raw, path)
+        problems += found
+        if not found:
+            values[field.name] = value
+    for name, field in fields.items():
+        if name not in table and field.required:
+            problems.append(Problem(f"{prefix}{name}", "missing", f"Add `{name} = …`"))
+    return (None, problems) if problems else (kind(**values), [])
+
+
+def raise_problems(source: str, text: str, problems: list[Problem]) -> None:
+    """Raise one RecipeError that names every problem with its line; does nothing when there is none."""
+    if not problems:
+        return
+    lines = []
+    for problem in problems:
+        line = line_of(text, problem.key)
+        where = f"{source}, line {line}" if line else source
+        lines.append(f"{where}: {problem.key}: {problem.message}" + (f" ({problem.remedy})" if problem.remedy else ""))
+    raise RecipeError("\n".join(lines), remedy="Correct it and submit it again")
+
+
+def _convert(kind: Any, raw: Any, path: str) -> tuple[Any, list[Problem]]:
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        if not isinstance(raw, dict):
+            return None, [Problem(path, "must be a table", f"Write `[{path}]` above its keys")]
+        return build(kind, raw, prefix=f"{path}.")
+    if bad := _not_a_number(raw):
+        return None, [Problem(path, bad, "Give a finite number")]
+    try:
+        return msgspec.convert(raw, kind, strict=True), []
+    except msgspec.ValidationError as error:
+        message = _AT_PATH.sub("", str(error))
+        return None, [Problem(path, message[:1].lower() + message[1:], _allowed(kind, raw))]
+
+
+def _not_a_number(raw: Any) -> str:
+    values = raw if isinstance(raw, list) else [raw]
+    return "not a finite number" if any(isinstance(v, float) and not math.isfinite(v) for v in values) else ""
+
+
+def _allowed(kind: Any, raw: Any) -> str:
+    choices = [str(choice) for choice in getattr(kind, "__args__", ()) if isinstance(choice, str)]
+    if not choices:
+        return ""
+    close = difflib.get_close_matches(str(raw), choices, n=1)
+    return f"did you mean {close[0]!r}?" if close else "one of " + ", ".join(choices)
+
+
+def _did_you_mean(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean `{close[0]}`?" if close else "known here: " + ", ".join(known)

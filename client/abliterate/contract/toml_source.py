@@ -1,0 +1,85 @@
+"""Reads TOML that a stranger wrote, and says on which line a key stands.
+
+A recipe is hostile until proven: size and the dots of a line are limited *before* the parser sees the text, because
+unpatched `tomllib` needs gigabytes for one long dotted key. Knows TOML's lines; does not know recipes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import tomllib
+from typing import Any
+
+from abliterate.contract.errors import RecipeError
+
+MAX_BYTES = 64 * 1024
+# Dots are counted wherever they stand: whatever a quote hides, no key can have more parts. 200 parts cost nothing.
+MAX_DOTS = 200
+
+_HEADER = re.compile(r"^\s*\[\[?\s*([^\]#]+?)\s*\]\]?")
+_KEY = re.compile(r"""^\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)(?:\s*\.\s*(?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+))*)\s*=""")
+_LINE_IN_MESSAGE = re.compile(r"\(at line (\d+), column \d+\)|\(at end of document\)")
+
+
+def parse_toml(data: bytes, source: str) -> tuple[dict[str, Any], str]:
+    """Parse `data`; returns the table (local date-times as ISO text) and the decoded text.
+
+    Raises RecipeError, with the line where one is known; never anything else.
+    """
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{source}: {len(data)} bytes are too many", remedy=f"Keep it under {MAX_BYTES} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{source}, line {line}: not UTF-8", remedy="Save the file as UTF-8") from error
+    for number, row in enumerate(text.split("\n"), 1):
+        if row.count(".") > MAX_DOTS:
+            raise RecipeError(f"{source}, line {number}: more than {MAX_DOTS} dots on a line", remedy="Shorten it")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(_decode_message(source, str(error)), remedy="Correct the TOML there") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{source}: not readable as TOML ({error})", remedy="Simplify it") from error
+    return {key: _plain(value) for key, value in table.items()}, text
+
+
+def line_of(text: str, path: str) -> int | None:
+    """The 1-based line where the dotted `path` (or its table) is set in `text`, if it can be found."""
+    wanted = path.split(".")
+    table: list[str] = []
+    best: tuple[int, int] | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            table = _parts(header.group(1))
+            here = table
+        elif key := _KEY.match(line):
+            here = table + _parts(key.group(1))
+        else:
+            continue
+        depth = len(here)
+        if here == wanted[:depth] and (best is None or depth > best[1]):
+            best = (number, depth)
+    return best[0] if best else None
+
+
+def _parts(dotted: str) -> list[str]:
+    return [part.strip().strip("\"'") for part in dotted.split(".")]
+
+
+def _decode_message(source: str, message: str) -> str:
+    found = _LINE_IN_MESSAGE.search(message)
+    where = f", line {found.group(1)}" if found and found.group(1) else ""
+    return f"{source}{where}: {_LINE_IN_MESSAGE.sub('', message).strip()}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value

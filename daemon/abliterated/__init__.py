@@ -1,0 +1,3 @@
+"""The daemon: a sidecar for Ollama. Importing it imports neither torch nor transformers."""
+
+from abliterate import __version__ as __version__
