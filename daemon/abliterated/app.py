@@ -1,0 +1,307 @@
+"""The only wiring: makes the rooms, joins them, starts them in order, stops them in order. Decides nothing.
+
+Order up: lock, journal, engine, proxy, queue, spool, control. Down: the other way round, so that the proxy drains while
+the engine still answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from filelock import FileLock, Timeout
+
+from abliterate.contract.config import Config
+from abliterate.contract.errors import AbliteratedError, AlreadyRunning, RecipeError
+from abliterate.contract.messages import EngineView, Result, Task
+from abliterate.contract.paths import Home
+from abliterated import __version__
+from abliterated.config import EngineKind, engine_kind, prepare_home, surroundings
+from abliterated.control.events import Events
+from abliterated.control.server import Control
+from abliterated.desk import QueueDesk, stats_numbers
+from abliterated.engine_process import EngineProcess
+from abliterated.jobs import gpu
+from abliterated.jobs.dispatcher import Dispatcher
+from abliterated.jobs.journal import Job
+from abliterated.jobs.ledger import Ledger
+from abliterated.proxy.server import Proxy
+from abliterated.service import Supervisor, inherited_sockets
+from abliterated.spool import watch
+from abliterated.spool.tray import Tray
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 30.0
+ENGINE_VIEW_SECONDS = 2.0
+
+
+class App:
+    """One daemon. `run()` serves until SIGTERM or SIGINT; returns the exit code."""
+
+    def __init__(self, config: Config, home: Home, control_socket: Path) -> None:
+        self.config = config
+        self.home = home
+        self._control_socket = control_socket
+        self._upstream = config.proxy.upstream
+        self._kind: EngineKind = "ollama"
+        self._engine_view: tuple[float, EngineView] | None = None
+        self._proxy: Proxy | None = None
+        self._idle_since = time.monotonic()
+
+    async def run(self) -> int:
+        prepare_home(self.home)
+        lock = take_daemon_lock(self.home.daemon_lock)
+        supervisor = Supervisor()
+        inherited = inherited_sockets()
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                await self._serve(stack, supervisor, inherited)
+        finally:
+            lock.release()
+        return 0
+
+    async def _serve(
+        self, stack: contextlib.AsyncExitStack, supervisor: Supervisor, inherited: dict[str, list[socket.socket]]
+    ) -> None:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        ledger = await asyncio.to_thread(Ledger, self.home.journal)
+        stack.callback(ledger.close)
+        self._kind = engine_kind(self.config, await asyncio.to_thread(surroundings, self._upstream))
+        events = Events()
+        dispatcher = Dispatcher(
+            ledger,
+            self.home.jobs,
+            prepare=self.prepare,
+            register=self.register,
+            publish=events.publish,
+            idle_seconds=self._proxy_idle,
+            retries=self.config.jobs.retries,
+        )
+        if self._kind == "embedded":
+            engine = EngineProcess(
+                self._upstream, self.home.engine_models, self.home.state / "engine.log", dispatcher.wake
+            )
+            self._keep(stack, engine.run(), engine.stop)
+        await self._start_proxy(stack, inherited.get("proxy", []))
+        desk = QueueDesk(
+            ledger,
+            dispatcher,
+            self.home.jobs,
+            roots=self.config.paths.models,
+            engine=self.engine_view,
+            proxy_address=", ".join(self._proxy.addresses) if self._proxy else "",
+            proxy_numbers=self._proxy_numbers,
+            tell=lambda job: events.publish(dispatcher.view(job), 0),
+        )
+        self._keep(stack, dispatcher.run(), dispatcher.stop)
+        tray = Tray(self.home.incoming, self.home.rejected, desk.check, desk.accept)
+        spool_ends = asyncio.Event()
+        self._keep(stack, watch.keep(self.home.incoming, tray.scan, spool_ends), _setter(spool_ends))
+        await self._start_control(stack, Control(desk, events), inherited.get("control", []))
+        if supervisor.watchdog_seconds:
+            self._keep(stack, _feed(supervisor), None)
+        supervisor.tell(READY=1, STATUS=f"serving {self._kind} at {self._upstream}")
+        log.info(
+            "abliterated %s: spool %s, engine %s at %s",
+            __version__,
+            self.home.incoming,
+            self._kind,
+            self._upstream,
+            extra={"action": "ready"},
+        )
+        await stopping.wait()
+        supervisor.tell(STOPPING=1, EXTEND_TIMEOUT_USEC=int((DRAIN_SECONDS + 15) * 1e6))
+        log.info("stopping", extra={"action": "stopping"})
+
+    # --- rooms --------------------------------------------------------------------------------------------------
+
+    async def _start_proxy(self, stack: contextlib.AsyncExitStack, sockets: list[socket.socket]) -> None:
+        settings = self.config.proxy
+        if not settings.listen and not sockets:
+            return
+        self._proxy = Proxy(
+            "" if sockets else settings.listen, self._upstream, allow_remote=settings.allow_remote, sockets=sockets
+        )
+        await self._proxy.start()
+        stack.push_async_callback(self._proxy.close, DRAIN_SECONDS)
+
+    async def _start_control(
+        self, stack: contextlib.AsyncExitStack, control: Control, sockets: list[socket.socket]
+    ) -> None:
+        runner = web.AppRunner(control.application(), access_log=None, handler_cancellation=True, shutdown_timeout=2)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        listener = sockets[0] if sockets else control_listener(self._control_socket)
+        await web.SockSite(runner, listener).start()
+        if not sockets:
+            stack.callback(self._control_socket.unlink, missing_ok=True)
+        stack.callback(control.stop)
+
+    def _keep(
+        self, stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None], stop: Any | None
+    ) -> asyncio.Task[None]:
+        """Run `work` beside the rest; at the end ask it to stop and wait. Its failure is logged, never swallowed."""
+        task = asyncio.get_running_loop().create_task(work)
+
+        def report(done: asyncio.Task[None]) -> None:
+            if not done.cancelled() and (error := done.exception()):
+                log.critical("a room of the daemon fell", exc_info=error, extra={"action": "bug"})
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        task.add_done_callback(report)
+
+        async def end() -> None:
+            if stop is None:
+                task.cancel()
+            else:
+                await stop()
+            await asyncio.gather(task, return_exceptions=True)
+
+        stack.push_async_callback(end)
+        return task
+
+    # --- what the queue asks of the engine ----------------------------------------------------------------------
+
+    async def prepare(self, job: Job, folder: Path) -> Task:
+        """Resolve the recipe's names to files and give the worker its task."""
+        recipe = job.recipe
+        source, digest = recipe.model, ""
+        if recipe.model.startswith("hf:"):
+            source = ""
+        elif recipe.model.startswith("ollama:"):
+            from abliterated.ollama.client import OllamaClient
+            from abliterated.ollama.locate import resolve_base
+
+            async with OllamaClient(self._upstream) as client:
+                base = await resolve_base(client, recipe.model.removeprefix("ollama:"))
+            source, digest = str(base.blob_path), base.digest
+        lock = await asyncio.to_thread(gpu.lock_file, self.home.locks, recipe.run.device)
+        work, out = folder / "work", folder / "out"
+        await asyncio.to_thread(_make_folders, work, out)
+        return Task(
+            recipe=recipe,
+            base=recipe.model,
+            source=source,
+            work=str(work),
+            output=str(out),
+            base_digest=digest,
+            job=job.id,
+            remote_code=self.config.trust.remote_code,
+            lock=str(lock),
+        )
+
+    async def register(self, job: Job, result: Result, out: Path) -> list[str]:
+        """Hand the product to the engine; returns what a person should know about it."""
+        from abliterated.ollama.client import OllamaClient
+        from abliterated.ollama.locate import resolve_base
+        from abliterated.ollama.register import register
+
+        async with OllamaClient(self._upstream) as client:
+            base = None
+            if job.recipe.model.startswith("ollama:"):
+                base = await resolve_base(client, job.recipe.model.removeprefix("ollama:"))
+            done = await register(client, out / result.product, job.target, base, replace=job.recipe.replace)
+        return list(done.notes)
+
+    async def engine_view(self) -> EngineView:
+        """Whether the engine answers; asked at most every ENGINE_VIEW_SECONDS."""
+        from abliterated.ollama.client import OllamaClient
+
+        now = time.monotonic()
+        if self._engine_view and now - self._engine_view[0] < ENGINE_VIEW_SECONDS:
+            return self._engine_view[1]
+        view = EngineView(kind=self._kind, url=self._upstream)
+        with contextlib.suppress(AbliteratedError, TimeoutError):
+            async with OllamaClient(self._upstream) as client:
+                version = await asyncio.wait_for(client.version(), 1.0)
+            view = EngineView(kind=self._kind, url=self._upstream, version=str(version), answers=True)
+        self._engine_view = (now, view)
+        return view
+
+    def _proxy_numbers(self) -> Mapping[str, float]:
+        return stats_numbers(self._proxy.stats) if self._proxy else {}
+
+    def _proxy_idle(self) -> float:
+        if self._proxy is None:
+            return float("inf")
+        if self._proxy.stats.in_flight:
+            self._idle_since = time.monotonic()
+        return time.monotonic() - self._idle_since
+
+
+def take_daemon_lock(path: Path) -> FileLock:
+    """One daemon a home. Raises AlreadyRunning that names the other."""
+    lock = FileLock(path, mode=0o640, preserve_lock_file=True, fallback_to_soft=False)
+    holder = path.with_suffix(".holder")
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        who = holder.read_text().strip() if holder.exists() else "another process"
+        raise AlreadyRunning(
+            f"{path.parent}: a daemon ({who}) serves this home already",
+            remedy="Stop it, or give this one another paths.state",
+        ) from None
+    holder.write_text(f"pid {os.getpid()}\n")
+    return lock
+
+
+def control_listener(path: Path) -> socket.socket:
+    """The control socket, 0660, in a folder only we can enter. A stale one is replaced: the home is ours by lock."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        path.unlink(missing_ok=True)
+        before = os.umask(0o117)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+    except OSError as error:
+        listener.close()
+        raise RecipeError(
+            f"{path}: no socket can be made there ({error.strerror or error})",
+            remedy="Set [control] socket to a shorter path in a folder of yours",
+        ) from error
+    listener.listen(128)
+    return listener
+
+
+def _make_folders(*folders: Path) -> None:
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+
+
+def _setter(event: asyncio.Event) -> Any:
+    async def set_it() -> None:
+        event.set()
+
+    return set_it
+
+
+async def _feed(supervisor: Supervisor) -> None:
+    """The watchdog is fed by the loop itself: a loop that hangs starves it."""
+    while True:
+        supervisor.tell(WATCHDOG=1)
+        await asyncio.sleep(supervisor.watchdog_seconds / 2)
+
+
+def run(config: Config, home: Home, control_socket: Path) -> int:
+    """Serve in the foreground until told to stop."""
+    from abliterated.proxy.server import new_event_loop
+
+    app = App(config, home, control_socket)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(app.run())

@@ -1,0 +1,61 @@
+"""Entry of `abliterated`: finds the verb, turns typed errors into one line and an exit code. Does no work itself."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from abliterate.contract.errors import AbliteratedError
+from abliterated import __version__
+
+VERBS = ("serve", "work", "proxy", "engine", "demo")
+DESCRIPTION = """\
+abliterated: a sidecar for Ollama. Drop a recipe, get the model back without its refusals.
+
+This is the daemon's command. `abliterate` submits recipes to it and follows them."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="abliterated", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("--version", action="version", version=f"abliterated {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in VERBS:
+        module = _module(verb)
+        sub = verbs.add_parser(
+            verb,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add(sub)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        code: int = _module(options.verb).run(options)
+    except AbliteratedError as error:
+        sys.stderr.write(f"abliterated: {error.message}\n")
+        if error.remedy:
+            sys.stderr.write(f"  → {error.remedy}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"abliterated.commands.{verb}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""`abliterated work`: one recipe in the foreground, without daemon or engine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from abliterate.contract.errors import DiskError, ModelError, RecipeError
+from abliterate.contract.messages import Progress, Result, Task
+from abliterate.contract.recipe import Recipe, parse_recipe, target_name
+
+HELP = "run one recipe in the foreground, without daemon or engine"
+EXAMPLES = """\
+examples:
+  abliterated work refuser.toml --out result/
+  abliterated work refuser.toml --out result/ --json >summary.json
+
+The folder gets one product (a .gguf, or a folder with config.json) beside the reports. Relative paths in the
+recipe are read from the recipe's own folder. Nothing is registered.
+exit codes: 0 done; 2 wrong recipe; 3 the model can't be used; 4 no room; 70 out of memory; 75 engine away;
+86 stopped."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="the recipe's TOML file")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the product and the reports")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        data = options.recipe.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"{options.recipe}: can't be read ({error.strerror})", remedy="Check the path") from error
+    recipe = absolute_paths(parse_recipe(data, str(options.recipe)), options.recipe.resolve().parent)
+    if recipe.matrix:
+        raise RecipeError("matrix: this version runs one recipe at a time", remedy="Run it once for each combination")
+    target_name(recipe)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"{options.out}: can't be made ({error.strerror})", remedy="Give another --out") from error
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    source, digest = resolve(recipe)
+    # Stages live beside the product while it is made: the same filesystem, and nothing of them stays.
+    with tempfile.TemporaryDirectory(dir=options.out, prefix=".work-") as work:
+        task = Task(
+            recipe=recipe,
+            base=recipe.model,
+            base_digest=digest,
+            source=source,
+            work=work,
+            output=str(options.out.resolve()),
+        )
+        from abliterated.pipeline.run import run as run_pipeline
+
+        with _Bar(quiet=options.quiet) as bar:
+            result = run_pipeline(task, bar.tell, stop.is_set)
+    _print(result, options)
+    return 0
+
+
+def resolve(recipe: Recipe) -> tuple[str, str]:
+    """Path and digest of the base. An `ollama:` name is asked of the Ollama at $OLLAMA_HOST."""
+    if recipe.model.startswith("hf:"):
+        return "", ""
+    if not recipe.model.startswith("ollama:"):
+        if not Path(recipe.model).exists():
+            raise ModelError(f"{recipe.model}: no such file or folder", remedy="Check `model` in the recipe")
+        return recipe.model, ""
+    import asyncio
+
+    from abliterated.ollama.client import OllamaClient
+    from abliterated.ollama.locate import resolve_base
+
+    host = os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434"
+
+    async def ask() -> tuple[str, str]:
+        async with OllamaClient(host if "://" in host else f"http://{host}") as client:
+            base = await resolve_base(client, recipe.model.removeprefix("ollama:"))
+            return str(base.blob_path), base.digest
+
+    return asyncio.run(ask())
+
+
+def absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with every path absolute, read from `folder`."""
+    import msgspec
+
+    def whole(value: str) -> str:
+        named = value in ("", "builtin") or value.startswith(("hf:", "ollama:"))
+        return value if named else str(folder / Path(value).expanduser())
+
+    def each(value: str | list[str]) -> str | list[str]:
+        return whole(value) if isinstance(value, str) else [whole(one) for one in value]
+
+    prompts = msgspec.structs.replace(
+        recipe.prompts,
+        harmful=each(recipe.prompts.harmful),
+        harmless=each(recipe.prompts.harmless),
+        atoms=each(recipe.prompts.atoms),
+    )
+    return msgspec.structs.replace(
+        recipe,
+        model=whole(recipe.model),
+        prompts=prompts,
+        direction=msgspec.structs.replace(recipe.direction, file=whole(recipe.direction.file)),
+        run=msgspec.structs.replace(recipe.run, from_checkpoint=whole(recipe.run.from_checkpoint)),
+    )
+
+
+def _print(result: Result, options: argparse.Namespace) -> None:
+    if options.json:
+        import msgspec
+
+        body = msgspec.to_builtins(result) | {"out": str(options.out.resolve())}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(body), indent=2).decode() + "\n")
+        return
+    sys.stdout.write(f"{options.out / result.product}\n")
+    told = [f"coverage {result.coverage:.0%}", f"residual {result.residual:.2%}"]
+    if "refusal_before" in result.metrics:
+        told.insert(
+            0, f"refusals {result.metrics['refusal_before']:.0%} → {result.metrics.get('refusal_after', 0):.0%}"
+        )
+    sys.stderr.write(", ".join(told) + f", {sum(result.seconds.values()):.1f} s\n")
+    for note in result.notes:
+        sys.stderr.write(f"note: {note}\n")
+
+
+class _Bar:
+    """Progress on stderr: a live bar on a terminal, a line a stage elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._stage = ""
+        self._live: contextlib.AbstractContextManager[object] | None = None
+        self._progress: object = None
+        self._task: int | None = None
+
+    def __enter__(self) -> _Bar:
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Drawn
+
+            drawn = Drawn(
+                TextColumn("{task.description:<28}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._progress, self._live = drawn, drawn
+            drawn.__enter__()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+
+    def tell(self, event: Progress) -> None:
+        if self._quiet:
+            return
+        text = f"{event.stage} {event.message}".strip()
+        if self._progress is not None:
+            drawn = self._progress
+            if event.stage != self._stage:
+                self._task = drawn.add_task(text, total=event.total or None)  # type: ignore[attr-defined]
+            drawn.update(  # type: ignore[attr-defined]
+                self._task, description=text[:28], completed=event.done, total=event.total or None
+            )
+        elif event.stage != self._stage:
+            sys.stderr.write(f"{text} …\n")
+        self._stage = event.stage

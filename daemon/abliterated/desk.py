@@ -1,0 +1,145 @@
+"""The desk: what the control API asks of the queue, and how a spooled or submitted recipe becomes a job.
+
+Joins the rooms `jobs`, `spool` and `control` without their knowing each other; part of the wiring. Does not know HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from abliterate.contract.errors import DiskError, RecipeError
+from abliterate.contract.ids import ULID, new_id
+from abliterate.contract.messages import EngineView, JobView, Submit, Submitted
+from abliterate.contract.recipe import Recipe, parse_recipe, target_name
+from abliterated.config import check_spooled
+from abliterated.files import sync_folder, write_whole
+from abliterated.jobs.dispatcher import Dispatcher
+from abliterated.jobs.journal import Job, Journal
+from abliterated.jobs.ledger import Ledger
+from abliterated.spool.tray import Accepted, printable
+
+
+class QueueDesk:
+    """Answers `control.server.Desk`, and takes what the tray accepted."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        jobs: Path,
+        *,
+        roots: list[str],
+        engine: Callable[[], Awaitable[EngineView]],
+        proxy_address: str,
+        proxy_numbers: Callable[[], Mapping[str, float]],
+        tell: Callable[[Job], None],
+    ) -> None:
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._jobs = jobs
+        self._roots = roots
+        self._engine = engine
+        self._proxy_address = proxy_address
+        self._proxy_numbers = proxy_numbers
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+
+    # --- recipes in ---------------------------------------------------------------------------------------------
+
+    def check(self, recipe: Recipe) -> None:
+        """What a spooled recipe must keep to. Raises RecipeError."""
+        check_spooled(recipe, self._roots)
+
+    def accept(self, accepted: Accepted) -> None:
+        """Make a job of a spooled file; called in the tray's thread, safe to repeat for the same file."""
+        if self._ledger.do_blocking(Journal.claimed, accepted.claim):
+            return
+        self._keep_copy(accepted.id, accepted.data)
+        job, _ = self._ledger.do_blocking(
+            Journal.add, accepted.id, accepted.label, accepted.recipe, claim=accepted.claim, actor="spool"
+        )
+        self._loop.call_soon_threadsafe(self._arrived, job)
+
+    async def submit(self, wanted: Submit, actor: str) -> Submitted:
+        """Make a job of a recipe sent over the socket. Raises RecipeError, DiskError."""
+        if wanted.id and not ULID.fullmatch(wanted.id):
+            raise RecipeError(f"{wanted.id!r} is no job id", remedy="Leave it out, or send a lower-case ULID")
+        data = wanted.recipe.encode()
+        recipe = await asyncio.to_thread(parse_recipe, data, wanted.label or "recipe")
+        self.check(recipe)
+        job_id = wanted.id or new_id()
+        known = await self._ledger.do(Journal.find, job_id)
+        if known is not None:
+            return Submitted(id=job_id, target=known.target, existing=True)
+        await asyncio.to_thread(self._keep_copy, job_id, data)
+        label = printable(wanted.label) if wanted.label else target_name(recipe).short()
+        job, _ = await self._ledger.do(Journal.add, job_id, label, recipe, actor=actor)
+        self._arrived(job)
+        return Submitted(id=job_id, target=job.target)
+
+    def _keep_copy(self, job_id: str, data: bytes) -> None:
+        folder = self._jobs / job_id
+        try:
+            folder.mkdir(mode=0o750, exist_ok=True)
+            write_whole(folder / "recipe.toml", data, mode=0o440)
+            sync_folder(self._jobs)
+        except OSError as error:
+            raise DiskError(f"{folder}: can't be written ({error.strerror})", remedy="Free some space there") from error
+
+    def _arrived(self, job: Job) -> None:
+        self._tell(job)
+        self._dispatcher.wake()
+
+    # --- questions ----------------------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        return self._dispatcher.paused
+
+    async def jobs(self) -> list[JobView]:
+        return [self._dispatcher.view(job) for job in await self._ledger.do(Journal.jobs)]
+
+    async def job(self, part: str) -> JobView:
+        return self._dispatcher.view(await self._ledger.do(Journal.match, part))
+
+    async def act(self, verb: str, job_id: str, actor: str) -> JobView:
+        acts = {
+            "cancel": self._dispatcher.cancel,
+            "hold": self._dispatcher.hold,
+            "release": self._dispatcher.release,
+            "retry": self._dispatcher.retry,
+        }
+        return self._dispatcher.view(await acts[verb](job_id, actor))
+
+    async def pause(self, paused: bool) -> None:
+        await self._dispatcher.pause(paused)
+
+    async def replay(self, after: int) -> list[tuple[int, JobView]]:
+        """Every transition after `after`, each with its job as it is now."""
+        found: list[tuple[int, JobView]] = []
+        for number, job_id in await self._ledger.do(Journal.transitions_after, after):
+            job = await self._ledger.do(Journal.find, job_id)
+            if job is not None:
+                found.append((number, self._dispatcher.view(job)))
+        return found
+
+    async def engine(self) -> EngineView:
+        return await self._engine()
+
+    def log_file(self, job_id: str) -> Path:
+        return self._jobs / job_id / "log.txt"
+
+    def proxy_address(self) -> str:
+        return self._proxy_address
+
+    def proxy_numbers(self) -> Mapping[str, float]:
+        return self._proxy_numbers()
+
+
+def stats_numbers(stats: msgspec.Struct) -> dict[str, float]:
+    """The proxy's counters by name."""
+    return {key: float(value) for key, value in msgspec.structs.asdict(stats).items()}

@@ -1,0 +1,1 @@
+"""The queue: journal (the truth about every job), scheduler (pure), worker processes and the GPU lock."""

@@ -1,0 +1,95 @@
+"""What a worker's end means for its job. Pure: how it ended in, the next move out.
+
+Does not know processes; `jobs/runner.py` tells it what happened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from abliterate.contract.errors import AbliteratedError, EngineUnavailable
+from abliterate.contract.messages import Failure, Result
+from abliterate.contract.states import Reason, State
+
+FIRST_BACKOFF = 30.0
+LONGEST_BACKOFF = 3600.0
+CRASHES_ALLOWED = 2
+TRANSIENT = frozenset({"disk", "oom-gpu", "oom-host", "timeout", "ollama"})
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a worker ended: exit status (negative: killed by that signal) and the last word it sent."""
+
+    status: int
+    word: Result | Failure | None
+    stopping: bool = False
+    cancelled: bool = False
+
+
+@dataclass(frozen=True)
+class Move:
+    """The next transition, and what it changes."""
+
+    state: State
+    reason: Reason = ""
+    explanation: str = ""
+    failure: Failure | None = None
+    retry_in: float = 0.0
+    attempts: int = 0
+    crashes: int = 0
+
+
+def after_worker(ended: Ended, *, registers: bool, attempts: int, crashes: int, retries: int) -> Move:
+    """The move after a worker's end. `attempts` and `crashes` count the earlier ones."""
+    if ended.cancelled:
+        return Move("cancelled", attempts=attempts, crashes=crashes)
+    if ended.status == 0 and isinstance(ended.word, Result):
+        return Move("registering" if registers else "succeeded", attempts=attempts + 1, crashes=0)
+    if ended.stopping or ended.status == 86:
+        return Move("queued", "interrupted", "interrupted; goes on where it was", attempts=attempts, crashes=crashes)
+    if isinstance(ended.word, Failure) and ended.status >= 0:
+        return after_failure(ended.word, attempts=attempts, crashes=crashes, retries=retries)
+    crashes += 1
+    cause = f"killed by signal {-ended.status}" if ended.status < 0 else f"ended with {ended.status} and no result"
+    failure = Failure(
+        failure="signal", message=f"the worker was {cause}", remedy="See its log; `abliterate retry` tries again"
+    )
+    if crashes >= CRASHES_ALLOWED:
+        return Move(
+            "held", "crash-loop", f"{failure.message}, {crashes} times", failure, attempts=attempts + 1, crashes=crashes
+        )
+    return Move("queued", "interrupted", failure.message, failure, FIRST_BACKOFF, attempts + 1, crashes)
+
+
+def after_failure(failure: Failure, *, attempts: int, crashes: int, retries: int) -> Move:
+    """The move after a failure that was told: transient ones are tried again, the others end the job."""
+    attempts += 1
+    if failure.failure not in TRANSIENT:
+        return Move("failed", "", failure.message, failure, attempts=attempts, crashes=crashes)
+    if attempts > retries:
+        return Move(
+            "held",
+            "requeue-limit",
+            f"{failure.message} ({attempts} attempts)",
+            failure,
+            attempts=attempts,
+            crashes=crashes,
+        )
+    reason: Reason = "disk" if failure.failure == "disk" else "vram" if failure.failure == "oom-gpu" else "backoff"
+    return Move("queued", reason, failure.message, failure, backoff(attempts), attempts, crashes)
+
+
+def backoff(attempt: int, first: float = FIRST_BACKOFF, longest: float = LONGEST_BACKOFF) -> float:
+    """Seconds before try `attempt` + 1: doubling, bounded."""
+    return float(min(longest, first * 2 ** min(attempt - 1, 30)))
+
+
+def failure_of(error: AbliteratedError) -> Failure:
+    """An error as the journal stores it."""
+    return Failure(failure=error.failure, message=error.message, remedy=error.remedy)
+
+
+def is_passing(error: AbliteratedError) -> bool:
+    """Whether waiting may mend it: the engine is away, not unwilling."""
+    return isinstance(error, EngineUnavailable)
