@@ -213,7 +213,9 @@ class App:
             base = None
             if job.recipe.model.startswith("ollama:"):
                 base = await resolve_base(client, job.recipe.model.removeprefix("ollama:"))
-            done = await register(client, out / result.product, job.target, base, replace=job.recipe.replace)
+            product = out / result.product
+            digest = f"sha256:{result.digest}" if result.digest else ""
+            done = await register(client, product, job.target, base, replace=job.recipe.replace, digest=digest)
         return list(done.notes)
 
     async def engine_view(self) -> EngineView:

@@ -19,9 +19,9 @@ from typing import Any
 
 import msgspec
 
-from abliterate.contract.errors import AbliteratedError, ConflictError
+from abliterate.contract.errors import AbliteratedError, ConflictError, DiskError
 from abliterate.contract.messages import JobView, Progress, Result, Task
-from abliterate.contract.states import TERMINAL, State
+from abliterate.contract.states import TERMINAL, Reason, State
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
 from abliterated.jobs.outcome import Ended, Move, after_failure, after_worker, backoff, failure_of, is_passing
@@ -194,7 +194,7 @@ class Dispatcher:
             if (job.reason, job.explanation) != (waiting.reason, waiting.explanation):
                 await self._ledger.do(Journal.note, job.id, reason=waiting.reason, explanation=waiting.explanation)
         if decision.start:
-            job = await self._move(decision.start, "starting", started=time.time())
+            job = next(job for job in jobs if job.id == decision.start)
             self._running = Running(job)
             self._spawn(job.id, self._work(job), name=f"job {job.id}")
         return decision.look_again
@@ -215,12 +215,18 @@ class Dispatcher:
         running = self._running
         assert running is not None
         try:
-            move = await self._attempt(job, running)
+            move: Move | None = await self._attempt(job, running)
         except Exception:
             log.exception("job %s: the dispatcher failed", job.id, extra={"action": "bug", "job": job.id})
             move = Move("held", "crash-loop", "the daemon failed on it; see its log", attempts=job.attempts + 1)
         result = running.worker.word if running.worker and isinstance(running.worker.word, Result) else None
         self._running = None
+        if move is not None:
+            await self._settle(job, move, result)
+        self._tasks.pop(job.id, None)
+        self.wake()
+
+    async def _settle(self, job: Job, move: Move, result: Result | None) -> None:
         changes: dict[str, Any] = {
             "worker": "",
             "attempts": move.attempts,
@@ -229,20 +235,25 @@ class Dispatcher:
         }
         if result is not None:
             changes["result"] = result
-        state = await self._ledger.do(Journal.get, job.id)
-        new: State = "cancelled" if state.state == "cancelling" else move.state
         if move.retry_in:
             changes["retry_at"] = time.time() + move.retry_in
+        current = await self._ledger.do(Journal.get, job.id)
+        if current.state == move.state:
+            # Still queued: nothing happened to it but the reason why it waits.
+            await self._ledger.do(Journal.note, job.id, reason=move.reason, explanation=move.explanation, **changes)
+            await self._tell(job.id)
+            return
+        new: State = "cancelled" if current.state == "cancelling" else move.state
         await self._move(job.id, new, reason=move.reason, explanation=move.explanation, **changes)
-        self._tasks.pop(job.id, None)
-        self.wake()
 
-    async def _attempt(self, job: Job, running: Running) -> Move:
+    async def _attempt(self, job: Job, running: Running) -> Move | None:
+        """Prepare the job, run it, say what follows; None if somebody moved it while it was prepared."""
         folder = self._folder / job.id
         try:
             task = await self._prepare(job, folder)
-            if running.asked_to_stop():
-                return Move("cancelled", attempts=job.attempts, crashes=job.crashes)
+            if (await self._ledger.do(Journal.get, job.id)).state != "queued" or self._stopping:
+                return None
+            running.job = await self._move(job.id, "starting", started=time.time())
             running.worker = await start_worker(task, folder)
         except AbliteratedError as error:
             if is_passing(error):
@@ -251,10 +262,10 @@ class Dispatcher:
                 return Move("queued", "ollama-down", str(error), None, seconds, job.attempts, job.crashes)
             return after_failure(failure_of(error), attempts=job.attempts, crashes=job.crashes, retries=self._retries)
         self._engine_tries.pop(job.id, None)
-        if not running.asked_to_stop():
-            running.job = await self._move(job.id, "running", worker=running.worker.mark, failure=None)
-        else:
+        if running.asked_to_stop():
             self._spawn(f"stop {job.id}", stop_worker(running.worker, patience=25.0))
+        else:
+            running.job = await self._move(job.id, "running", worker=running.worker.mark, failure=None)
 
         def tell(progress: Progress) -> None:
             running.progress = progress
@@ -282,9 +293,10 @@ class Dispatcher:
             try:
                 notes = await self._register(job, job.result, self._folder / job.id / "out")
             except AbliteratedError as error:
-                if is_passing(error):
+                if is_passing(error) or isinstance(error, DiskError):
                     tries += 1
-                    await self._ledger.do(Journal.note, job.id, reason="ollama-down", explanation=str(error))
+                    reason: Reason = "disk" if isinstance(error, DiskError) else "ollama-down"
+                    await self._ledger.do(Journal.note, job.id, reason=reason, explanation=str(error))
                     await self._tell(job.id)
                     await asyncio.sleep(backoff(tries, ENGINE_FIRST, ENGINE_LONGEST))
                     continue

@@ -1,0 +1,43 @@
+# Everything runs in .venv, made here. `make demo` and `make test` are all a newcomer needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := client daemon tests tools bench
+export PYTHONDONTWRITEBYTECODE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench ollama clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## .venv with everything, at the tested versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt tools/install.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/install.sh
+	@touch $@
+
+demo: install ## the whole story on a model that refuses: recipe, job, answers before and after
+	@$(BIN)/abliterated demo $(DEMO)
+
+test: install ## all tests, the end-to-end story included
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: install ## ruff, mypy --strict
+	@$(BIN)/ruff check $(PACKAGES)
+	@$(BIN)/ruff format --check $(PACKAGES)
+	@$(BIN)/mypy
+
+format: install ## format the code
+	@$(BIN)/ruff check --fix -q $(PACKAGES) || true
+	@$(BIN)/ruff format $(PACKAGES)
+
+bench: install ## figures as ratios, side by side in one run; bench/results.json
+	@$(BIN)/python -m bench $(BENCH)
+
+ollama: install ## a real Ollama for the tests, once, outside the clone (needs Go)
+	@$(BIN)/python tools/install_ollama.py $(OLLAMA)
+
+clean: ## remove what was made here
+	@rm -rf $(VENV) .demo dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,49 @@
+"""`abliterated demo`: the whole story on a model it brings along."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "tell the whole story on a small model that refuses: no download, no GPU, no Ollama needed"
+EXAMPLES = """\
+examples:
+  abliterated demo
+  abliterated demo --engine embedded --json
+  abliterated demo --export refuser.gguf        only write the model, and prompts in its vocabulary beside it
+
+Everything runs in a temporary home on free ports; a real Ollama is started privately, never yours.
+exit codes: 0 as expected; 1 it ran, but the figures are not as expected; others as for `abliterated work`."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "ollama", "embedded"),
+        default="auto",
+        help="auto: a real Ollama where one is on PATH (or in OLLAMA_BIN), the embedded engine elsewhere",
+    )
+    parser.add_argument("--export", type=Path, metavar="F.gguf", help="only write the model, with its prompts")
+    parser.add_argument(
+        "--out", type=Path, default=Path(".demo"), metavar="DIR", help="where result.json goes (default .demo)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON instead of the table")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.export:
+        from abliterated import refuser
+
+        for path in refuser.export(options.export):
+            sys.stdout.write(f"{path}\n")
+        return 0
+    from abliterated.demo.story import as_expected, tell_story
+    from abliterated.demo.telling import Teller
+
+    result = tell_story(options.engine, options.out / "result.json", Teller(quiet_table=options.json))
+    if options.json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n")
+    return 0 if as_expected(result) else 1
