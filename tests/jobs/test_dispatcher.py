@@ -1,0 +1,253 @@
+"""The queue at work with real worker processes, held at the device lock where a test needs them to stand still."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from abliterate.contract.errors import ConflictError, EngineUnavailable, ModelError
+from abliterate.contract.ids import new_id
+from abliterate.contract.messages import JobView, Result, Task
+from abliterate.contract.recipe import Direction, Evaluate, Recipe, Search
+from abliterate.contract.states import TERMINAL
+from abliterated.jobs.dispatcher import Dispatcher
+from abliterated.jobs.journal import Job, Journal
+from abliterated.jobs.ledger import Ledger
+
+# Needs neither tokenizer nor forward pass; the file is missing, so the run fails as a recipe's error does.
+RECIPE = Recipe(
+    model="ollama:m",
+    direction=Direction(method="file", file="/nowhere/direction.pt"),
+    search=Search(trials=0),
+    evaluate=Evaluate(prompts=0),
+)
+
+
+class House:
+    """A dispatcher on a real journal, with its engine's two answers under the test's control."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ledger = Ledger(root / "journal.sqlite3")
+        self.lock = FileLock(root / "device.lock", preserve_lock_file=True)
+        self.events: list[JobView] = []
+        self.changed = asyncio.Event()
+        self.prepare_error: Exception | None = None
+        self.registered: list[str] = []
+        self.dispatcher = self.make()
+        self.task: asyncio.Task[None] | None = None
+
+    def make(self) -> Dispatcher:
+        return Dispatcher(
+            self.ledger, self.root / "jobs", prepare=self.prepare, register=self.register, publish=self.publish
+        )
+
+    async def prepare(self, job: Job, folder: Path) -> Task:
+        if self.prepare_error:
+            raise self.prepare_error
+        for name in ("work", "out"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        return Task(
+            recipe=job.recipe,
+            base=job.model,
+            source=str(self.root / "missing.gguf"),
+            work=str(folder / "work"),
+            output=str(folder / "out"),
+            job=job.id,
+            lock=str(self.root / "device.lock"),
+        )
+
+    async def register(self, job: Job, result: Result, out: Path) -> list[str]:
+        self.registered.append(job.id)
+        return ["registered"]
+
+    def publish(self, view: JobView, number: int) -> None:
+        self.events.append(view)
+        self.changed.set()
+
+    def start(self) -> None:
+        self.task = asyncio.get_running_loop().create_task(self.dispatcher.run())
+
+    async def stop(self) -> None:
+        if self.task:
+            await self.dispatcher.stop()
+            await asyncio.wait_for(self.task, 30)
+
+    async def add(self, label: str = "night", recipe: Recipe = RECIPE) -> str:
+        job_id = new_id()
+        (self.root / "jobs" / job_id).mkdir(parents=True)
+        await self.ledger.do(Journal.add, job_id, label, recipe)
+        self.dispatcher.wake()
+        return job_id
+
+    async def until(self, job_id: str, wanted: Callable[[JobView], bool], seconds: float = 60) -> JobView:
+        """The first state of the job, from now on, that is as wanted."""
+        async with asyncio.timeout(seconds):
+            while True:
+                self.changed.clear()
+                view = self.dispatcher.view(await self.ledger.do(Journal.get, job_id))
+                if wanted(view):
+                    return view
+                try:
+                    await asyncio.wait_for(self.changed.wait(), 0.2)
+                except TimeoutError:
+                    continue
+
+    async def pid(self, job_id: str) -> int:
+        job = await self.ledger.do(Journal.get, job_id)
+        return int(job.worker.partition(":")[0])
+
+
+def at_the_lock(view: JobView) -> bool:
+    return view.state == "running" and "waits for the device" in view.message
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    made = House(tmp_path)
+    yield made
+    await made.stop()
+    if made.lock.is_locked:
+        made.lock.release()
+    made.ledger.close()
+
+
+async def test_a_failing_job_ends_with_its_reason_and_the_next_one_runs(house: House) -> None:
+    house.start()
+    first, second = await house.add("first"), await house.add("second")
+    for job_id in (first, second):
+        view = await house.until(job_id, lambda one: one.state in TERMINAL)
+        assert view.state == "failed"
+        assert view.failure is not None
+        assert view.failure.message
+        assert view.failure.remedy
+    assert (house.root / "jobs" / first / "log.txt").read_text().startswith("job ")
+
+
+async def test_two_jobs_run_one_after_the_other_and_the_second_is_told_why(house: House) -> None:
+    house.lock.acquire()
+    house.start()
+    first, second = await house.add("first"), await house.add("second")
+    await house.until(first, at_the_lock)
+    waiting = await house.until(second, lambda one: one.reason == "gpu-busy")
+    assert waiting.state == "queued"
+    house.lock.release()
+    await house.until(second, lambda one: one.state in TERMINAL)
+    order = [view.id for view in house.events if view.state == "starting"]
+    assert order == [first, second]
+
+
+async def test_a_killed_worker_is_tried_again_and_the_second_time_held(house: House) -> None:
+    house.lock.acquire()
+    house.start()
+    job_id = await house.add()
+    await house.until(job_id, at_the_lock)
+    os.kill(await house.pid(job_id), signal.SIGKILL)
+    view = await house.until(job_id, lambda one: one.state == "queued")
+    assert (view.reason, view.attempts) == ("interrupted", 1)
+    assert "signal 9" in view.explanation
+    await house.ledger.do(Journal.note, job_id, retry_at=0.0)
+    house.dispatcher.wake()
+    await house.until(job_id, at_the_lock)
+    os.kill(await house.pid(job_id), signal.SIGKILL)
+    view = await house.until(job_id, lambda one: one.state == "held")
+    assert view.reason == "crash-loop"
+
+
+async def test_a_running_job_can_be_cancelled_and_its_worker_is_gone(house: House) -> None:
+    house.lock.acquire()
+    house.start()
+    job_id = await house.add()
+    await house.until(job_id, at_the_lock)
+    pid = await house.pid(job_id)
+    view = house.dispatcher.view(await house.dispatcher.cancel(job_id, "test"))
+    assert view.state == "cancelling"
+    await house.until(job_id, lambda one: one.state == "cancelled", seconds=30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(ConflictError):
+        await house.dispatcher.cancel(job_id, "test")
+
+
+async def test_a_queued_job_is_held_released_cancelled_and_retried(house: House) -> None:
+    job_id = await house.add()
+    assert (await house.dispatcher.hold(job_id, "test")).state == "held"
+    assert (await house.dispatcher.release(job_id, "test")).state == "queued"
+    assert (await house.dispatcher.cancel(job_id, "test")).state == "cancelled"
+    assert (await house.dispatcher.retry(job_id, "test")).state == "queued"
+    with pytest.raises(ConflictError):
+        await house.dispatcher.release(job_id, "test")
+
+
+async def test_a_stopped_daemon_puts_its_job_back_and_the_next_goes_on(house: House) -> None:
+    house.lock.acquire()
+    house.start()
+    job_id = await house.add()
+    await house.until(job_id, at_the_lock)
+    await house.stop()
+    job = await house.ledger.do(Journal.get, job_id)
+    assert (job.state, job.reason, job.attempts) == ("queued", "interrupted", 0)
+    house.lock.release()
+    house.dispatcher = house.make()
+    house.start()
+    assert (await house.until(job_id, lambda one: one.state in TERMINAL)).state == "failed"
+
+
+async def test_a_daemon_that_died_left_a_worker_and_the_next_ends_it(house: House) -> None:
+    house.lock.acquire()
+    house.start()
+    job_id = await house.add()
+    await house.until(job_id, at_the_lock)
+    pid = await house.pid(job_id)
+    orphaned = House.make(house)
+    await orphaned._recover()
+    view = await house.until(job_id, lambda one: one.state == "queued" and one.reason == "interrupted")
+    assert view.attempts == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    house.task = None
+
+
+async def test_an_engine_that_is_away_keeps_the_job_queued_and_costs_no_attempt(house: House) -> None:
+    house.prepare_error = EngineUnavailable("nobody answers", remedy="Start Ollama")
+    house.start()
+    job_id = await house.add()
+    view = await house.until(job_id, lambda one: one.reason == "ollama-down")
+    assert (view.state, view.attempts) == ("queued", 0)
+    assert "nobody answers" in view.explanation
+    house.prepare_error = ModelError("gone", remedy="Pull it")
+    await house.ledger.do(Journal.note, job_id, retry_at=0.0)
+    house.dispatcher.wake()
+    assert (await house.until(job_id, lambda one: one.state in TERMINAL)).state == "failed"
+
+
+async def test_a_paused_queue_waits_and_remembers_it(house: House) -> None:
+    house.start()
+    await house.dispatcher.pause(True)
+    job_id = await house.add()
+    assert (await house.until(job_id, lambda one: one.reason == "paused")).state == "queued"
+    assert await house.ledger.do(Journal.setting, "paused") == "yes"
+    await house.dispatcher.pause(False)
+    await house.until(job_id, lambda one: one.state in TERMINAL)
+
+
+async def test_what_was_being_registered_is_registered_by_the_next_daemon(house: House) -> None:
+    job_id = await house.add()
+    product = house.root / "jobs" / job_id / "out" / "m.gguf"
+    product.parent.mkdir()
+    product.write_bytes(b"GGUF")
+    for state in ("starting", "running"):
+        await house.ledger.do(Journal.move, job_id, state)
+    await house.ledger.do(Journal.move, job_id, "registering", result=Result(product="m.gguf", format="gguf"))
+    house.start()
+    view = await house.until(job_id, lambda one: one.state in TERMINAL)
+    assert (view.state, house.registered) == ("succeeded", [job_id])
+    assert view.result is not None
+    assert view.result.notes == ["registered"]
+    assert not product.exists(), "the engine has it now"

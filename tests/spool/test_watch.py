@@ -1,0 +1,64 @@
+"""The doorbell rings, and a deaf one is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+from abliterated.spool.watch import Doorbell, filesystem, keep
+
+
+async def test_a_renamed_in_file_is_scanned_soon(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    seen: asyncio.Queue[list[str]] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def scan() -> float | None:
+        loop.call_soon_threadsafe(seen.put_nowait, sorted(path.name for path in folder.iterdir()))
+        return None
+
+    stopping = asyncio.Event()
+    task = loop.create_task(keep(folder, scan, stopping))
+    assert await asyncio.wait_for(seen.get(), 10) == [], "looked once at the start"
+    (folder / ".a.tmp").write_text("x")
+    (folder / ".a.tmp").rename(folder / "a.toml")
+    while await asyncio.wait_for(seen.get(), 10) != ["a.toml"]:
+        pass
+    stopping.set()
+    await asyncio.wait_for(task, 10)
+
+
+async def test_a_waiting_file_is_looked_at_again_in_time(tmp_path: Path) -> None:
+    looks: asyncio.Queue[None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def scan() -> float | None:
+        loop.call_soon_threadsafe(looks.put_nowait, None)
+        return 0.01
+
+    stopping = asyncio.Event()
+    task = loop.create_task(keep(tmp_path, scan, stopping))
+    for _ in range(3):
+        await asyncio.wait_for(looks.get(), 10)
+    stopping.set()
+    await asyncio.wait_for(task, 10)
+
+
+def test_a_recreated_folder_gets_a_new_watcher(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    bell = Doorbell(folder, lambda: None)
+    bell.check()
+    first = bell._observer
+    bell.check()
+    assert bell._observer is first
+    shutil.rmtree(folder)
+    bell.check()
+    assert folder.is_dir()
+    assert bell._observer is not first
+    bell.stop()
+
+
+def test_the_filesystem_is_known(tmp_path: Path) -> None:
+    assert filesystem(tmp_path)
