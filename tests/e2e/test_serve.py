@@ -1,0 +1,205 @@
+"""The daemon as a person has it: recipes in, models out, and what happens when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ollama
+from abliterated import refuser
+from e2e.daemons import BIN, House, house
+
+pytestmark = pytest.mark.e2e
+
+
+def recipe(model: str, name: str) -> bytes:
+    data = refuser.files()
+    return (
+        f'model = "{model}"\nname = "{name}"\n'
+        f'[prompts]\nharmful = "{data.harmful}"\nharmless = "{data.harmless}"\ncount = 48\n'
+        "[search]\ntrials = 0\n[evaluate]\nprompts = 8\ntokens = 48\n"
+    ).encode()
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[House]:
+    with house() as made:
+        made.configure("embedded")
+        made.serve()
+        client = ollama.Client(host=made.url)
+        made.until(lambda: bool(client.list()) or True, "the engine")
+        digest = client.create_blob(refuser.files().model)
+        client.create(model="refuser", files={"refuser.gguf": digest}, template=refuser.template_go())
+        yield made
+
+
+def test_two_recipes_run_one_after_the_other_and_a_malformed_one_stops_neither(served: House) -> None:
+    first = served.drop(recipe("ollama:refuser", "one-abliterated"), "one")
+    served.drop(b'model = "ollama:refuser"\n[edit]\nstrenght = 2\n', "broken")
+    second = served.drop(recipe("ollama:refuser", "two-abliterated"), "two")
+    one, two = served.ended(first), served.ended(second)
+    assert (one.state, two.state) == ("succeeded", "succeeded"), (one.failure, two.failure)
+    assert one.ended is not None
+    assert two.started is not None
+    assert one.started is not None
+    rejected = served.state / "spool" / "rejected"
+    served.until(lambda: any(rejected.glob("*broken.reason.txt")), "the rejection")
+    reason = next(rejected.glob("*broken.reason.txt")).read_text()
+    assert "line 3" in reason
+    assert "strength" in reason
+    names = {model.model for model in ollama.Client(host=served.url).list().models}
+    assert {"refuser:latest", "one-abliterated:latest", "two-abliterated:latest"} <= names
+    # Same recipe but for the name, same seed: the same bytes.
+    digests = {
+        model.digest for model in ollama.Client(host=served.url).list().models if "-abliterated" in str(model.model)
+    }
+    assert one.result is not None
+    assert two.result is not None
+    assert one.result.content == two.result.content, digests
+
+
+def test_the_client_submits_waits_and_shows_the_log(served: House, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(recipe("ollama:refuser", "three-abliterated"))
+    job_id = served.client("submit", str(path)).strip()
+    served.client("wait", job_id)
+    jobs = json.loads(served.client("status", "--json"))["jobs"]
+    mine = next(job for job in jobs if job["id"] == job_id)
+    assert (mine["state"], mine["target"]) == ("succeeded", "three-abliterated:latest")
+    assert job_id in served.client("logs", job_id)
+    assert "three" in served.client("status")
+
+
+def test_a_base_the_engine_does_not_have_fails_with_the_remedy(served: House) -> None:
+    job = served.ended(served.drop(recipe("ollama:nothing-here", "four-abliterated"), "missing"))
+    assert job.state == "failed"
+    assert job.failure is not None
+    assert "nothing-here" in job.failure.message
+    assert job.failure.remedy
+
+
+def test_a_name_that_is_taken_by_somebody_elses_model_is_not_overwritten(served: House) -> None:
+    client = ollama.Client(host=served.url)
+    client.copy("refuser", "theirs-abliterated")
+    before = {model.digest for model in client.list().models if model.model == "theirs-abliterated:latest"}
+    job = served.ended(served.drop(recipe("ollama:refuser", "theirs-abliterated"), "taken"))
+    assert job.state == "failed"
+    assert job.failure is not None
+    assert "replace" in job.failure.remedy
+    after = {model.digest for model in client.list().models if model.model == "theirs-abliterated:latest"}
+    assert before == after
+
+
+def test_a_path_outside_the_roots_is_rejected(served: House) -> None:
+    served.drop(b'model = "/etc/passwd"\n', "nosy")
+    rejected = served.state / "spool" / "rejected"
+    served.until(lambda: any(rejected.glob("*nosy.reason.txt")), "the rejection")
+    assert "[paths] models" in next(rejected.glob("*nosy.reason.txt")).read_text()
+
+
+def test_a_second_daemon_on_the_same_home_leaves_at_once_and_names_the_first(served: House) -> None:
+    assert served.process is not None
+    start = time.monotonic()
+    told = subprocess.run(
+        [str(BIN / "abliterated"), "serve", "--config", str(served.config)], capture_output=True, text=True, timeout=60
+    )
+    assert told.returncode == 75
+    assert str(served.process.pid) in told.stderr
+    assert time.monotonic() - start < 20
+    assert served.control.status().pid == served.process.pid
+
+
+def test_after_kill_9_the_engine_is_gone_and_serve_answers_again_within_ten_seconds(served: House) -> None:
+    served.stop(signal.SIGKILL)
+    start = time.monotonic()
+    served.serve()
+
+    def answers() -> bool:
+        with urllib.request.urlopen(f"{served.url}/api/tags", timeout=2) as answer:
+            return b"refuser:latest" in answer.read()
+
+    served.until(answers, "the engine behind the proxy")
+    assert time.monotonic() - start < 10
+    jobs = {job.label: job.state for job in served.control.jobs()}
+    assert jobs["one"] == "succeeded", "the journal is still there"
+
+
+def test_a_running_job_can_be_cancelled(served: House) -> None:
+    (served.state / "locks").mkdir(exist_ok=True)
+    from abliterated.jobs.gpu import device_lock, lock_file
+
+    path = lock_file(served.state / "locks", "auto")
+    with device_lock(path, waiting=lambda who: None, cancelled=lambda: False, job="test"):
+        job_id = served.drop(recipe("ollama:refuser", "five-abliterated"), "five")
+        served.until(lambda: served.control.job(job_id).state == "running", "the job to run")
+        served.client("cancel", job_id)
+        assert served.ended(job_id, 30).state == "cancelled"
+    served.client("wait", job_id, code=86)
+
+
+def test_submitting_works_while_the_daemon_is_down(tmp_path: Path) -> None:
+    with house() as made:
+        made.configure("ollama")
+        path = tmp_path / "r.toml"
+        path.write_bytes(recipe("ollama:refuser", "x-abliterated"))
+        job_id = made.client("submit", str(path)).strip()
+        assert [entry.name for entry in made.incoming.iterdir()] == [f"{job_id}.r.toml"]
+        made.client("status", code=69)
+        made.serve()
+        made.until(lambda: made.control.job(job_id).state == "queued", "the job to be taken")
+        made.until(lambda: made.control.job(job_id).reason == "ollama-down", "the reason")
+        assert list(made.incoming.iterdir()) == []
+
+
+def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    with house() as made, socket.create_server(("127.0.0.1", made.proxy)):
+        made.configure("ollama")
+        told = subprocess.run(
+            [str(BIN / "abliterated"), "serve", "--config", str(made.config)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert told.returncode == 75
+        assert str(made.proxy) in told.stderr
+        assert "→" in told.stderr
+
+
+def test_a_wrong_configuration_names_line_and_key(tmp_path: Path) -> None:
+    with house() as made:
+        made.config.write_text("[proxy]\nlisten = 3\nupstrem = 'x'\n")
+        told = subprocess.run(
+            [str(BIN / "abliterated"), "serve", "--config", str(made.config)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert told.returncode == 2
+        assert "line 2" in told.stderr
+        assert "line 3" in told.stderr
+        assert "upstream" in told.stderr
+
+
+def test_a_stopped_daemon_leaves_nothing_running(tmp_path: Path) -> None:
+    with house() as made:
+        made.configure("embedded")
+        made.serve()
+
+        def engine() -> bool:
+            with socket.create_connection(("127.0.0.1", made.upstream), timeout=1):
+                return True
+
+        made.until(engine, "the engine")
+        assert made.stop() == 0
+        with pytest.raises(ConnectionRefusedError):
+            engine()
+        assert not (made.state / "control.sock").exists()
+        assert (made.state / "journal.sqlite3").exists()

@@ -1,0 +1,72 @@
+"""The main job, start to end, as `make demo` runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from e2e.daemons import BIN
+from engines import find_engines
+
+pytestmark = pytest.mark.e2e
+
+
+def tell(tmp_path: Path, *arguments: str, env: dict[str, str] | None = None) -> dict[str, object]:
+    told = subprocess.run(
+        [str(BIN / "abliterated"), "demo", "--json", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        env=os.environ | (env or {}),
+    )
+    assert told.returncode == 0, told.stderr + told.stdout
+    result: dict[str, object] = json.loads(told.stdout)
+    assert json.loads((tmp_path / ".demo" / "result.json").read_text()) == result
+    return result
+
+
+def check(result: dict[str, object]) -> None:
+    for key, low, high in (
+        ("refusal_before", 0.95, 1.0),
+        ("refusal_after", 0.0, 0.05),
+        ("harmless_exact_before", 0.95, 1.0),
+        ("harmless_exact_after", 0.95, 1.0),
+    ):
+        value = result[key]
+        assert isinstance(value, float)
+        assert low <= value <= high, (key, value)
+    assert result["model"] == "refuser-abliterated:latest"
+    assert result["coverage"] == 1.0
+
+
+def test_a_recipe_dropped_a_model_answering_on_the_embedded_engine(tmp_path: Path) -> None:
+    result = tell(tmp_path, "--engine", "embedded")
+    assert result["engine"] == "embedded"
+    check(result)
+
+
+@pytest.mark.real_ollama
+def test_the_same_story_on_a_real_ollama(tmp_path: Path) -> None:
+    real = [engine for engine in find_engines() if engine.binary is not None]
+    if not real:
+        pytest.skip("no real Ollama found (`make ollama` installs one where Go is)")
+    result = tell(tmp_path, "--engine", "ollama", env={"OLLAMA_BIN": str(real[0].binary)})
+    assert result["engine"] == "ollama"
+    check(result)
+
+
+def test_the_model_alone_can_be_written_with_its_prompts(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [str(BIN / "abliterated"), "demo", "--export", str(tmp_path / "m.gguf")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = {Path(line).name for line in told.stdout.split()}
+    assert names == {"m.gguf", "m.harmful.txt", "m.harmless.txt"} == {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "m.gguf").read_bytes()[:4] == b"GGUF"
