@@ -25,7 +25,7 @@ from abliterate.contract.errors import AbliteratedError, AlreadyRunning, RecipeE
 from abliterate.contract.messages import EngineView, Result, Task
 from abliterate.contract.paths import Home
 from abliterated import __version__
-from abliterated.config import EngineKind, engine_kind, prepare_home, surroundings
+from abliterated.config import EngineKind, engine_kind, prepare_home, surroundings, unserved
 from abliterated.control.events import Events
 from abliterated.control.server import Control
 from abliterated.desk import QueueDesk, stats_numbers
@@ -60,6 +60,8 @@ class App:
 
     async def run(self) -> int:
         prepare_home(self.home)
+        for key in unserved(self.config):
+            log.warning("%s: this version does not serve that setting yet", key, extra={"action": "config"})
         lock = take_daemon_lock(self.home.daemon_lock)
         supervisor = Supervisor()
         inherited = inherited_sockets()

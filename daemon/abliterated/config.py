@@ -64,6 +64,23 @@ def engine_kind(config: Config, found: Surroundings) -> EngineKind:
     return "ollama" if found.executable or found.unit or found.listening else "embedded"
 
 
+def unserved(config: Config) -> list[str]:
+    """Settings that are spelt rightly but that this version does nothing with yet; a person should know."""
+    default = Config()
+    named = {
+        "proxy.patterns": config.proxy.patterns != default.proxy.patterns,
+        "proxy.aliases": bool(config.proxy.aliases),
+        "proxy.during_jobs": config.proxy.during_jobs != default.proxy.during_jobs,
+        "proxy.auto_submit": config.proxy.auto_submit,
+        "upstream": bool(config.upstream),
+        "jobs.executor": config.jobs.executor != default.jobs.executor,
+        "jobs.keep_days": config.jobs.keep_days != default.jobs.keep_days,
+        "jobs.on_finish": bool(config.jobs.on_finish),
+        "control.tcp": bool(config.control.tcp),
+    }
+    return [key for key, differs in named.items() if differs]
+
+
 def listening(url: str) -> bool:
     """Whether somebody accepts connections at `url`."""
     parts = urlsplit(url)

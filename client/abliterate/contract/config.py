@@ -103,9 +103,11 @@ def load_config(file: Path | None = None) -> Config:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        if file is None:
+        if file is None and not os.environ.get("ABLITERATED_CONFIG"):
             return Config()
-        raise RecipeError(f"{path}: no such configuration file", remedy="Check --config") from error
+        raise RecipeError(
+            f"{path}: no such configuration file", remedy="Check --config and $ABLITERATED_CONFIG"
+        ) from error
     except OSError as error:
         raise RecipeError(f"{path}: can't be read ({error.strerror})", remedy="Check its permissions") from error
     return parse_config(data, str(path))
@@ -126,20 +128,28 @@ def parse_config(data: bytes, source: str = "config.toml") -> Config:
     return config
 
 
+def local_path(text: str) -> Path:
+    """`text` as a path of this machine, `~` and `~user` resolved. Raises RecipeError where there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise RecipeError(f"{text}: no such user's home", remedy="Write the path in full") from error
+
+
 def home(config: Config, dirs: Directories | None = None) -> Home:
     """The state and spool folders this configuration names."""
     found = dirs or directories()
-    state = Path(config.paths.state).expanduser() if config.paths.state else found.state
-    spool = Path(config.paths.spool).expanduser() if config.paths.spool else state / "spool"
+    state = local_path(config.paths.state) if config.paths.state else found.state
+    spool = local_path(config.paths.spool) if config.paths.spool else state / "spool"
     return Home(state=state, spool=spool)
 
 
 def control_socket(config: Config, dirs: Directories | None = None) -> Path:
     """Where the daemon answers its client."""
     if config.control.socket:
-        return Path(config.control.socket).expanduser()
+        return local_path(config.control.socket)
     found = dirs or directories()
     if config.paths.state and "RUNTIME_DIRECTORY" not in os.environ:
         # A daemon with a home of its own gets a socket of its own.
-        return Path(config.paths.state).expanduser() / "control.sock"
+        return local_path(config.paths.state) / "control.sock"
     return found.runtime / "control.sock"

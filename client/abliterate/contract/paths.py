@@ -6,6 +6,7 @@ Both sides compute the same answer from the same environment. Creates nothing, r
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,14 @@ def _first(env: Mapping[str, str], systemd: str, xdg: str) -> Path | None:
     return None
 
 
+_LINUX: bool = sys.platform == "linux"
+_XDG_DEFAULTS = {"user_config_path": ".config", "user_state_path": ".local/state", "user_cache_path": ".cache"}
+
+
 def _platform(attribute: str) -> Path:
-    # Imported here: with the XDG variables or systemd's set, the client starts without it.
+    if _LINUX:
+        # The specification's own defaults, as platformdirs has them; its import is a tenth of the client's start.
+        return Path.home() / _XDG_DEFAULTS[attribute] / APP
     import platformdirs
 
     path: Path = getattr(platformdirs, attribute)(APP, appauthor=False)

@@ -171,6 +171,11 @@ def recipe_digest(recipe: Recipe) -> str:
     return hashlib.sha256(msgspec.json.encode(recipe)).hexdigest()
 
 
+def _looks_like_a_name(model: str) -> bool:
+    """Whether an unprefixed model is rather a forgotten `ollama:` than a path, as `qwen3:8b` is."""
+    return not model.endswith(".gguf") and not model.startswith(("/", "./", "../", "~")) and "/" not in model
+
+
 def _consistency(recipe: Recipe) -> list[Problem]:
     found: list[Problem] = []
     kind, _, rest = recipe.model.partition(":")
@@ -181,13 +186,25 @@ def _consistency(recipe: Recipe) -> list[Problem]:
             found.append(
                 Problem("model", f"{rest!r} is no Hugging Face repository", "Write hf:ORG/REPO or hf:ORG/REPO@COMMIT")
             )
+        elif kind not in ("ollama", "hf") and rest and _looks_like_a_name(recipe.model):
+            found.append(
+                Problem(
+                    "model",
+                    f"{recipe.model!r} is neither a path nor says where it is from",
+                    f"Write ollama:{recipe.model}, or ./{recipe.model} for a folder",
+                )
+            )
     except RecipeError as error:
         found.append(Problem("model", error.message, error.remedy))
     if not found:
         try:
-            target_name(recipe)
+            target = target_name(recipe)
         except RecipeError as error:
             found.append(Problem("name", error.message, error.remedy))
+        else:
+            if kind == "ollama" and target.key() == parse_name(rest).key():
+                message = f"{target.short()} is the base itself, which would be overwritten"
+                found.append(Problem("name", message, "Give another name"))
     if recipe.direction.method == "file" and not recipe.direction.file:
         found.append(Problem("direction.file", "missing", 'method = "file" needs the file\'s path'))
     if isinstance(recipe.edit.layers, str) and not _LAYERS.fullmatch(recipe.edit.layers.strip()):

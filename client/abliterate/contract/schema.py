@@ -15,9 +15,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from abliterate.contract.errors import RecipeError
-from abliterate.contract.toml_source import line_of
+from abliterate.contract.toml_source import KeyLines
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+# Every problem at once, but a stranger's file must not make us write a book.
+MAX_PROBLEMS = 50
 
 _AT_PATH = re.compile(r" - at `\$[^`]*`$")
 
@@ -40,7 +43,8 @@ def build(kind: type[T], table: Mapping[str, Any], prefix: str = "") -> tuple[T 
         path = f"{prefix}{key}"
         field = fields.get(key)
         if field is None:
-            problems.append(Problem(path, "unknown key", _did_you_mean(key, list(fields))))
+            hint = _did_you_mean(key, list(fields)) if len(problems) < MAX_PROBLEMS else ""
+            problems.append(Problem(path, "unknown key", hint))
             continue
         value, found = _convert(field.type, raw, path)
         problems += found
@@ -57,10 +61,13 @@ def raise_problems(source: str, text: str, problems: list[Problem]) -> None:
     if not problems:
         return
     lines = []
-    for problem in problems:
-        line = line_of(text, problem.key)
+    keys = KeyLines(text)
+    for problem in problems[:MAX_PROBLEMS]:
+        line = keys.of(problem.key)
         where = f"{source}, line {line}" if line else source
         lines.append(f"{where}: {problem.key}: {problem.message}" + (f" ({problem.remedy})" if problem.remedy else ""))
+    if len(problems) > MAX_PROBLEMS:
+        lines.append(f"{source}: and {len(problems) - MAX_PROBLEMS} more")
     raise RecipeError("\n".join(lines), remedy="Correct it and submit it again")
 
 

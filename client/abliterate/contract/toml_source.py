@@ -17,6 +17,8 @@ MAX_BYTES = 64 * 1024
 # Dots are counted wherever they stand: whatever a quote hides, no key can have more parts. 200 parts cost nothing.
 MAX_DOTS = 200
 
+_DEEPEST = 8  # parts of a key; a recipe has two
+
 _HEADER = re.compile(r"^\s*\[\[?\s*([^\]#]+?)\s*\]\]?")
 _KEY = re.compile(r"""^\s*((?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+)(?:\s*\.\s*(?:"[^"]*"|'[^']*'|[A-Za-z0-9_-]+))*)\s*=""")
 _LINE_IN_MESSAGE = re.compile(r"\(at line (\d+), column \d+\)|\(at end of document\)")
@@ -40,38 +42,55 @@ def parse_toml(data: bytes, source: str) -> tuple[dict[str, Any], str]:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(_decode_message(source, str(error)), remedy="Correct the TOML there") from error
+        raise RecipeError(_decode_message(source, str(error), text), remedy="Correct the TOML there") from error
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{source}: not readable as TOML ({error})", remedy="Simplify it") from error
     return {key: _plain(value) for key, value in table.items()}, text
 
 
+class KeyLines:
+    """Where each key and table of a TOML text is first set; read once, however many are asked for."""
+
+    def __init__(self, text: str) -> None:
+        self._lines: dict[tuple[str, ...], int] = {}
+        table: list[str] = []
+        inside = ""  # the quotes of a multi-line string that is open
+        for number, line in enumerate(text.split("\n"), 1):
+            if inside:
+                inside = "" if inside in line else inside
+                continue
+            if header := _HEADER.match(line):
+                table = here = _parts(header.group(1))
+            elif key := _KEY.match(line):
+                here = table + _parts(key.group(1))
+                inside = next((quotes for quotes in ("'''", '"""') if line.count(quotes) == 1), "")
+            else:
+                continue
+            if len(here) <= _DEEPEST:
+                self._lines.setdefault(tuple(here), number)
+
+    def of(self, path: str) -> int | None:
+        """The 1-based line where the dotted `path`, or else the table around it, is set."""
+        wanted = path.split(".", _DEEPEST)[:_DEEPEST]
+        for depth in range(len(wanted), 0, -1):
+            if line := self._lines.get(tuple(wanted[:depth])):
+                return line
+        return None
+
+
 def line_of(text: str, path: str) -> int | None:
     """The 1-based line where the dotted `path` (or its table) is set in `text`, if it can be found."""
-    wanted = path.split(".")
-    table: list[str] = []
-    best: tuple[int, int] | None = None
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
-            table = _parts(header.group(1))
-            here = table
-        elif key := _KEY.match(line):
-            here = table + _parts(key.group(1))
-        else:
-            continue
-        depth = len(here)
-        if here == wanted[:depth] and (best is None or depth > best[1]):
-            best = (number, depth)
-    return best[0] if best else None
+    return KeyLines(text).of(path)
 
 
 def _parts(dotted: str) -> list[str]:
     return [part.strip().strip("\"'") for part in dotted.split(".")]
 
 
-def _decode_message(source: str, message: str) -> str:
+def _decode_message(source: str, message: str, text: str) -> str:
     found = _LINE_IN_MESSAGE.search(message)
-    where = f", line {found.group(1)}" if found and found.group(1) else ""
+    last = text.rstrip().count("\n") + 1
+    where = f", line {found.group(1) or last}" if found else ""
     return f"{source}{where}: {_LINE_IN_MESSAGE.sub('', message).strip()}"
 
 
