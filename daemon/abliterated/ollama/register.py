@@ -1,0 +1,262 @@
+"""A finished GGUF becomes a model in the engine: blob, creation with all the base says, proof.
+
+Every step looks before it acts, so running it again after any interruption ends in exactly one correct model; a model
+of that name that we did not make is never overwritten unless asked. Does not know jobs, nor when to try again: it
+raises EngineUnavailable where that would help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any
+
+from abliterate.contract.errors import ConflictError, EngineRefused, EngineUnavailable, ModelError, NotFound
+from abliterate.contract.names import parse_name
+from abliterated.ollama import request, store
+from abliterated.ollama.client import OllamaClient, Report, hash_file
+from abliterated.ollama.header import CONTENT, TEMPLATE, read_keys
+from abliterated.ollama.locate import Base
+from abliterated.ollama.modelfile import Modelfile, from_show
+from abliterated.ollama.request import Digests, blob_digest
+from abliterated.ollama.version import Generation, Version
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What was registered. `digest`: of the file; `layer`: of what the engine made of it; `notes`: every difference.
+
+    `existing`: the very same model was there already, nothing was sent. `linked`: no byte of the blob was copied.
+    """
+
+    name: str
+    digest: str
+    layer: str
+    content: str
+    existing: bool = False
+    linked: bool = False
+    capabilities: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What shall be there in the end."""
+
+    target: str
+    product: Path
+    modelfile: Modelfile
+    base: Base | None
+    content: str
+    version: Version
+    digest: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def digests(self) -> Digests:
+        said = self.base.modelfile if self.base else Modelfile()
+
+        def known(paths: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(digest for path in paths if (digest := blob_digest(path)))
+
+        return Digests(self.digest, known(said.models[1:]), known(said.adapters), known(said.drafts))
+
+
+async def register(
+    client: OllamaClient,
+    product: Path,
+    target: str,
+    base: Base | None = None,
+    *,
+    replace: bool = False,
+    digest: str = "",
+    modelfile: Modelfile | None = None,
+    report: Report | None = None,
+) -> Registration:
+    """Register `product` as `target`, with the template, parameters and all else of `base`.
+
+    `digest`: the file's, where it is known already. `modelfile`: instead of the base's (`template_from`).
+    Raises ConflictError, ModelError, EngineRefused; EngineUnavailable and DiskError where a later try may succeed.
+    """
+    name = parse_name(target).short()
+    version = await client.version()
+    if version.too_old:
+        raise EngineRefused(
+            f"Ollama {version.text} at {client.url} is too old to register with", remedy="Update it to 0.5 or newer"
+        )
+    keys = await asyncio.to_thread(read_keys, product, (CONTENT, TEMPLATE))
+    carried, notes = request.carried(modelfile or (base.modelfile if base else Modelfile()))
+    plan = _Plan(name, product, carried, base, str(keys.get(CONTENT, "")), version, digest, version.notes() + notes)
+    plan.notes.extend(_template_notes(plan, str(keys.get(TEMPLATE, ""))))
+
+    before = await _show(client, name)
+    if before is not None:
+        theirs = await asyncio.to_thread(_content, before)
+        if not theirs and not replace and not await _same_file(plan, before):
+            raise ConflictError(
+                f"{name}: a model of that name is there already, and we did not make it",
+                remedy="Choose another `name`, or set `replace = true`",
+            )
+        if theirs and theirs == plan.content and await asyncio.to_thread(_as_wanted, plan, before):
+            logger.info("registered already", extra={"action": "register.existing", "model": name})
+            return await _finished(plan, before, existing=True, linked=False)
+
+    linked, plan = await _bring_blobs(client, plan, report)
+    await client.create(request.create_request(name, plan.modelfile, plan.digests()), report)
+    after = await _show(client, name)
+    if after is None:
+        raise EngineUnavailable(
+            f"{name}: the engine said success, but has no such model", remedy="It is safe to run again"
+        )
+    return await _finished(plan, after, existing=False, linked=linked)
+
+
+async def _bring_blobs(client: OllamaClient, plan: _Plan, report: Report | None) -> tuple[bool, _Plan]:
+    """Every blob the creation names is in the engine's store; True where the product cost no copy."""
+    folder = await _store(client, plan.base)
+    digest, linked = plan.digest, False
+    if folder is not None or not digest:
+        # A link is believed by its name, so its digest is computed here and not taken from anyone.
+        digest = await asyncio.to_thread(hash_file, plan.product, report)
+        if plan.digest and digest != plan.digest:
+            raise ModelError(
+                f"{plan.product}: its content changed after it was made", remedy="Run the recipe again: `retry`"
+            )
+    present = await client.has_blob(digest)
+    if folder is not None:
+        there = await asyncio.to_thread(_size, store.blob_path(folder, digest))
+        if there != await asyncio.to_thread(_size, plan.product):  # missing, or cut off: the engine can't tell
+            linked = await asyncio.to_thread(store.link, plan.product, digest, folder)
+            present = await client.has_blob(digest)
+    if not present:
+        linked = False
+        await client.push_blob(plan.product, digest, report)
+    plan = changed(plan, digest=digest)
+    said = plan.base.modelfile if plan.base else Modelfile()
+    for path in (*said.models[1:], *said.adapters, *said.drafts):
+        await _bring_companion(client, path)
+    return linked, plan
+
+
+async def _bring_companion(client: OllamaClient, path: str) -> None:
+    """A projector, adapter or draft of the base: normally in the engine already."""
+    digest = blob_digest(path)
+    if digest and not await client.has_blob(digest):
+        if not await asyncio.to_thread(Path(path).is_file):
+            raise ModelError(
+                f"{path}: the base needs this blob and the engine has it no more", remedy="`ollama pull` the base again"
+            )
+        await client.push_blob(Path(path), digest)
+
+
+async def _store(client: OllamaClient, base: Base | None) -> Path | None:
+    """The engine's own blob folder, where it is here and writable."""
+    if base is not None:
+        return await asyncio.to_thread(store.blobs_folder, base.blob_path)
+    for row in (await client.tags())[:8]:  # any local model shows where the store is
+        show = await _show(client, str(row.get("name", "")))
+        models = from_show(show).models if show else ()
+        if models and blob_digest(models[0]):
+            return await asyncio.to_thread(store.blobs_folder, Path(models[0]))
+    return None
+
+
+async def _finished(plan: _Plan, show: Mapping[str, Any], *, existing: bool, linked: bool) -> Registration:
+    """Prove that what the engine shows is the product; the rest becomes notes. Raises EngineRefused otherwise."""
+    found = from_show(show)
+    layer = blob_digest(found.models[0]) if found.models else ""
+    content = await asyncio.to_thread(_content, show)
+    notes = list(plan.notes)
+    if content != plan.content:
+        if content or (layer and plan.digest and layer != plan.digest):
+            raise EngineRefused(
+                f"{plan.target}: the engine shows other weights than the ones registered",
+                remedy="Something else wrote that name at the same time; run it again",
+            )
+        notes.append("the engine does not show the key abliterated.content: identity rests on the blob's digest")
+    if layer and plan.digest and layer != plan.digest and plan.version.keeps_gguf:
+        notes.append(f"the engine wrote the GGUF anew: its layer is {layer[:19]}…")
+    capabilities = tuple(map(str, show.get("capabilities") or ()))
+    if plan.base is not None:
+        notes += request.capability_notes(plan.base.capabilities, capabilities)
+    notes += request.differences(plan.modelfile, found)
+    await asyncio.to_thread(os.sync)
+    return Registration(
+        name=plan.target,
+        digest=plan.digest,
+        layer=layer,
+        content=content,
+        existing=existing,
+        linked=linked,
+        capabilities=capabilities,
+        notes=tuple(notes),
+    )
+
+
+def _as_wanted(plan: _Plan, show: Mapping[str, Any]) -> bool:
+    """Is what is there already what a registration would make? Then there is nothing to do. Blocking."""
+    if not plan.content:
+        return False
+    found = from_show(show)
+    size = _size(Path(found.models[0])) if found.models else -1
+    if plan.version.keeps_gguf and size >= 0 and size != _size(plan.product):
+        return False
+    expected = request.differences(plan.modelfile, found)
+    # What an engine adds by itself it would add again.
+    return not [note for note in expected if not note.startswith("TEMPLATE: the engine added")]
+
+
+async def _same_file(plan: _Plan, show: Mapping[str, Any]) -> bool:
+    """A model without our key whose layer is the very product: a registration of ours whose key was not shown."""
+    models = from_show(show).models
+    layer = blob_digest(models[0]) if models else ""
+    return bool(layer) and layer == (plan.digest or await asyncio.to_thread(hash_file, plan.product))
+
+
+def _template_notes(plan: _Plan, jinja: str) -> list[str]:
+    """What a user must hear of the chat template before it disappoints."""
+    said = plan.modelfile
+    if said.renderer or said.parser or (said.template and said.template.strip()):
+        return []
+    if not jinja:
+        return ["neither the GGUF nor the base has a chat template: the model continues text, it does not chat"]
+    if plan.version.generation is Generation.LEGACY:
+        return [
+            f"Ollama {plan.version.text} ignores the template inside the GGUF and no Go template is known for this "
+            "model: tools will not work there, and turns may be ill-formed; Ollama 0.30 or newer does it right"
+        ]
+    return []
+
+
+async def _show(client: OllamaClient, name: str) -> dict[str, Any] | None:
+    try:
+        return await client.show(name)
+    except NotFound:
+        return None
+
+
+def _content(show: Mapping[str, Any]) -> str:
+    """Our key as the engine shows it; where it doesn't, as the file says, if the file is here."""
+    shown = request.content_of(show)
+    if shown:
+        return shown
+    models = from_show(show).models
+    if not models or not blob_digest(models[0]):
+        return ""
+    try:
+        return str(read_keys(Path(models[0]), (CONTENT,)).get(CONTENT, ""))
+    except ModelError:
+        return ""
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
