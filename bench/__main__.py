@@ -1,0 +1,54 @@
+"""`make bench`: every figure of this house in one run; the numbers in bench/results.json, a short table last."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+from bench import daemon, proxy
+
+RESULTS = Path(__file__).with_name("results.json")
+
+# Name in the results, what people read, and the bar it must not pass.
+BARS = (
+    ("daemon.idle_resident_mb", "daemon, idle: resident MB", 60.0),
+    ("daemon.torch_loaded", "daemon: torch in the process", 0.0),
+    ("daemon.status_cold_ms", "abliterate status, cold: ms", 150.0),
+    ("daemon.drop_to_queued_p99_ms", "renamed in → queued, p99: ms", 50.0),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--only", choices=("daemon", "proxy"), help="one part of it")
+    options = parser.parse_args()
+    results: dict[str, object] = {
+        "machine": {"system": platform.system(), "processors": os.cpu_count(), "python": platform.python_version()}
+    }
+    if options.only in (None, "daemon"):
+        print("daemon …", file=sys.stderr)
+        results["daemon"] = daemon.measure(options.quick)
+    if options.only in (None, "proxy"):
+        print("proxy …", file=sys.stderr)
+        results["proxy"] = proxy.measure(options.quick)
+    RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+    measured = results.get("proxy")
+    if isinstance(measured, dict):
+        print(proxy.table(measured))
+    print(f"\n{'figure':<40}{'measured':>12}{'bar':>10}")
+    for key, text, bar in BARS:
+        part, _, name = key.partition(".")
+        values = results.get(part)
+        if isinstance(values, dict):
+            value = float(values[name])
+            print(f"{text:<40}{value:>12.1f}{bar:>10.0f}  {'ok' if value <= bar else 'over'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

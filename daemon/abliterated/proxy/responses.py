@@ -1,0 +1,119 @@
+"""Which answers are still owed: a passive reader of the upstream's bytes.
+
+It never holds, changes or refuses a byte; it only counts. What it cannot read makes it `blind`, and the bytes flow on.
+The relay needs the count for three things: to know when a connection is idle (drain, stats), when an answer of our
+own may be put behind the upstream's, and whether an upgrade was accepted.
+
+Does not know: what an answer says.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import httptools
+
+from abliterated.proxy import framing
+
+PLAIN: Final = 0
+HEAD: Final = 1  # the answer has no body, whatever its header says
+TUNNEL: Final = 2  # CONNECT: any 2xx opens it
+HEAD_LIMIT: Final = 1024 * 1024
+
+
+def kind_of(head: framing.Head) -> int:
+    if head.method == b"HEAD":
+        return HEAD
+    return TUNNEL if head.method == b"CONNECT" else PLAIN
+
+
+class ResponseWatcher:
+    """Tell it of every request sent (`expect`) and every byte received (`feed`)."""
+
+    __slots__ = ("_held", "_parser", "blind", "kinds", "started", "switched")
+
+    def __init__(self) -> None:
+        self.kinds: deque[int] = deque()  # of the requests not yet answered
+        self.blind = False
+        self.started = False  # the answer to the oldest of them has begun
+        self.switched = False
+        self._parser: httptools.HttpResponseParser | None = None
+        self._held = b""
+
+    @property
+    def owed(self) -> int:
+        return len(self.kinds)
+
+    def expect(self, kind: int) -> None:
+        if kind == HEAD and self.kinds:
+            # llhttp can't be told in mid-buffer that the next answer has no body.
+            self.blind = True
+        self.kinds.append(kind)
+
+    def feed(self, data: bytes) -> None:
+        if self.blind or self.switched:
+            return
+        if not self.kinds:
+            self.blind = True  # nobody asked
+            return
+        self.started = True
+        if self.kinds[0] == HEAD:
+            data = self._feed_bodyless(data)
+            if not data:
+                return
+            if not self.kinds:
+                self.blind = True
+                return
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpResponseParser(self)
+            parser.set_dangerous_leniencies(
+                lenient_headers=True, lenient_data_after_close=True, lenient_optional_cr_before_lf=True
+            )
+        try:
+            parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.switched = True
+        except httptools.HttpParserError:
+            # An answer beyond the ones owed ends here as well (the callback raises).
+            self.blind = True
+
+    def close(self) -> None:
+        self._parser = None  # it holds our callbacks, and we hold it
+
+    def _feed_bodyless(self, data: bytes) -> bytes:
+        """Read answers that are heads only; returns what lies behind the final one."""
+        data = self._held + data
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4:
+                self._held = data
+                self.blind = len(data) > HEAD_LIMIT
+                return b""
+            interim = data[9:10] == b"1"
+            data = data[end:]
+            if not interim:
+                self._held = b""
+                self._done()
+                return data
+
+    def _done(self) -> None:
+        self.kinds.popleft()
+        self.started = False
+
+    # llhttp's callbacks
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if self.kinds and self.kinds[0] == TUNNEL and 200 <= status < 300:
+            self.switched = True
+
+    def on_message_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if status == 101:
+            self.switched = True
+        elif status >= 200:
+            self._done()  # IndexError when nothing is owed: llhttp stops, and we are blind

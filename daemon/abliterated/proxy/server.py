@@ -1,0 +1,233 @@
+"""Listeners, counters and the way in and out: `Proxy` inside a running loop, `run` as a process of its own.
+
+Does not know: HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from abliterate.contract.errors import RecipeError
+from abliterated.proxy import listen as addresses
+from abliterated.proxy import policy
+from abliterated.proxy.headers import HostGuard
+from abliterated.proxy.relay import Link
+from abliterated.proxy.wiring import Timing
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS: Final = 30.0
+_SETTLE_SECONDS: Final = 0.3  # for connections accepted but not yet attached, and for idle clients' last requests
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Counted since the start; `connections` open now and `in_flight` are of this moment."""
+
+    accepted: int = 0
+    connections: int = 0
+    requests: int = 0
+    in_flight: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    upstream_errors: int = 0
+
+
+class Proxy:
+    """The relay between the port clients know and Ollama.
+
+    `listen` is one address or several; `sockets` are already bound ones (socket activation), and may replace it.
+    """
+
+    def __init__(
+        self,
+        listen: str | Iterable[str],
+        upstream: str,
+        *,
+        allow_remote: bool = False,
+        allowed_hosts: Iterable[str] = (),
+        sockets: Sequence[socket.socket] = (),
+        timing: Timing | None = None,
+    ) -> None:
+        texts = [listen] if isinstance(listen, str) else list(listen)
+        self._listen = [addresses.parse_listen(text) for text in texts if text]
+        self._upstream = addresses.parse_upstream(upstream)
+        self._given = list(sockets)
+        self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+        if not self._listen and not self._given:
+            raise RecipeError("the proxy has no address to listen on", remedy="name one, such as 127.0.0.1:11434")
+        if not allow_remote:
+            for address in (*self._listen, *map(addresses.bound_address, self._given)):
+                if not address.loopback:
+                    raise RecipeError(
+                        f"listening on {address} gives everyone who reaches this machine the use of Ollama, which asks "
+                        "for no password: they can run, replace and delete models",
+                        remedy="listen on 127.0.0.1, or allow remote clients explicitly if that is meant",
+                    )
+        self.timing = timing or Timing()
+        self.upstream_name = str(self._upstream)
+        self.view = policy.View()
+        self.links: set[Link] = set()
+        self.draining = False
+        self._bound: list[addresses.Address] = []
+        self._made: dict[str, int] = {}  # unix sockets we made, and their inodes
+        self._sockets: list[socket.socket] = []
+        self._servers: list[asyncio.Server] = []
+        self._accepted = self._requests = self._up = self._down = self._errors = 0
+        self._emptied = asyncio.Event()
+
+    async def start(self) -> None:
+        """Bind and serve; every address or none."""
+        self.loop = asyncio.get_running_loop()
+        bound: list[socket.socket] = []
+        try:
+            for address in self._listen:
+                bound += addresses.bind(address)
+            mine = [addresses.bound_address(listener) for listener in (*self._given, *bound)]
+            await asyncio.to_thread(addresses.check_not_self, mine, self._upstream)
+        except BaseException:
+            for listener in bound:
+                listener.close()
+            raise
+        self._sockets = [*self._given, *bound]
+        self._bound = mine
+        self._made = addresses.inodes(map(addresses.bound_address, bound))
+        if self._upstream.loopback and not all(address.loopback for address in mine):
+            guard = HostGuard(
+                socket.gethostname(),
+                addresses.machine_addresses(),
+                self._allowed_hosts,
+                f"localhost:{self._upstream.port}" if self._upstream.port else "localhost",
+            )
+            self.view = msgspec.structs.replace(self.view, guard=guard)
+        for listener in self._sockets:
+            listener.setblocking(False)
+            if listener.family == socket.AF_UNIX:
+                server = await self.loop.create_unix_server(self._link, sock=listener, backlog=4096)
+            else:
+                server = await self.loop.create_server(self._link, sock=listener, backlog=4096)
+            self._servers.append(server)
+        log.info("listening on %s for %s", self.addresses, self.upstream_name, extra={"action": "proxy_started"})
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens, ports filled in."""
+        return [str(address) for address in self._bound]
+
+    @property
+    def stats(self) -> Stats:
+        links = self.links
+        return Stats(
+            accepted=self._accepted,
+            connections=len(links),
+            requests=self._requests + sum(link.requests for link in links),
+            in_flight=sum(link.in_flight for link in links),
+            bytes_up=self._up + sum(link.bytes_up for link in links),
+            bytes_down=self._down + sum(link.bytes_down for link in links),
+            upstream_errors=self._errors,
+        )
+
+    async def close(self, drain_seconds: float = DRAIN_SECONDS) -> None:
+        """Stop accepting, let what is under way end, then leave; after `drain_seconds` cut what is left.
+
+        A listener shared with a service manager keeps its backlog for whoever comes next.
+        """
+        if self.draining:
+            return
+        self.draining = True
+        await self._stop_accepting()
+        log.info("draining %d connections", len(self.links), extra={"action": "proxy_draining"})
+        deadline = self.loop.time() + drain_seconds
+        await self._wait_empty(min(_SETTLE_SECONDS, drain_seconds))
+        for link in list(self.links):
+            link.retire()
+        await self._wait_empty(deadline - self.loop.time())
+        cut = list(self.links)
+        for link in cut:
+            link.client.abort()
+        await self._wait_empty(1.0)
+        if cut:
+            log.warning("cut %d connections", len(cut), extra={"action": "proxy_cut"})
+        addresses.unlink(self._made)
+
+    async def _stop_accepting(self) -> None:
+        if not type(self.loop).__module__.startswith("uvloop"):
+            # asyncio accepts in one step and attaches in another; closing between the two would lose the client.
+            for listener in self._sockets:
+                self.loop.remove_reader(listener.fileno())
+            await asyncio.sleep(_SETTLE_SECONDS)
+        await asyncio.sleep(0)  # a last round of accepting: an own listener's backlog dies with it
+        for server in self._servers:
+            server.close()
+
+    async def _wait_empty(self, seconds: float) -> None:
+        if self.links and seconds > 0:
+            self._emptied.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), seconds)
+
+    # what a link needs
+
+    def _link(self) -> Link:
+        self._accepted += 1
+        return Link(self)
+
+    async def dial(self, factory: Callable[[], asyncio.BaseProtocol]) -> object:
+        where = self._upstream
+        if where.path:
+            return await self.loop.create_unix_connection(factory, where.path)
+        return await self.loop.create_connection(factory, where.host, where.port)
+
+    def retire(self, link: Link) -> None:
+        """A link has ended: keep its counts."""
+        self.links.discard(link)
+        self._requests += link.requests
+        self._up += link.bytes_up
+        self._down += link.bytes_down
+        if not self.links:
+            self._emptied.set()
+
+    def upstream_failed(self, error: OSError) -> None:
+        if not self._errors:
+            log.warning("can't reach %s: %s", self.upstream_name, error, extra={"action": "upstream_unreachable"})
+        self._errors += 1
+
+
+def run(listen: str, upstream: str, *, allow_remote: bool = False) -> int:
+    """The proxy alone, in the foreground, until SIGTERM or SIGINT; a second signal cuts the drain short."""
+    proxy = Proxy(listen, upstream, allow_remote=allow_remote)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(_serve(proxy))
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+async def _serve(proxy: Proxy) -> int:
+    loop = asyncio.get_running_loop()
+    asked, again = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: again.set() if asked.is_set() else asked.set())
+    await proxy.start()
+    await asked.wait()
+    closing = asyncio.ensure_future(proxy.close())
+    impatient = asyncio.ensure_future(again.wait())
+    await asyncio.wait((closing, impatient), return_when=asyncio.FIRST_COMPLETED)
+    impatient.cancel()
+    if not closing.done():
+        closing.cancel()
+    await asyncio.gather(closing, impatient, return_exceptions=True)
+    return 0

@@ -1,0 +1,107 @@
+"""Every byte, both ways, and every ending: the same with the proxy between as without."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abliterated.proxy.server import new_event_loop
+from proxy.corpus import CHAT, CORPUS, GET, NDJSON, VERSION, Exchange, chunk, post, request
+from proxy.script import Read, ReadAll, Running, ScriptedUpstream, Send, converse, proxy, upstream
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedUpstream]:
+    with upstream() as scripted:
+        yield scripted
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def relay(request: pytest.FixtureRequest, server: ScriptedUpstream) -> Iterator[Running]:
+    factory = new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+    with proxy(server.url, factory=factory) as running:
+        yield running
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(CORPUS) >= 60
+    assert len({exchange.name for exchange in CORPUS}) == len(CORPUS)
+
+
+@pytest.mark.parametrize("exchange", CORPUS, ids=lambda exchange: exchange.name)
+def test_an_exchange_is_the_same_directly_and_through_the_proxy(
+    server: ScriptedUpstream, relay: Running, exchange: Exchange
+) -> None:
+    if not exchange.upstream:
+        # Nothing said, nothing forwarded: the upstream is not even called.
+        with relay.connect() as connection:
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+        assert server.heard.empty()
+        return
+    direct = converse(server, server.url, exchange.client, exchange.upstream)
+    relayed = converse(server, relay.address, exchange.client, exchange.upstream)
+    assert "timed out" not in (direct[0].ending, direct[1].ending)
+    assert relayed == direct
+
+
+@pytest.mark.parametrize("family", ["IPv6", "unix"])
+def test_other_families_carry_the_same_bytes(family: str, tmp_path: Path) -> None:
+    kind = socket.AF_INET6 if family == "IPv6" else socket.AF_UNIX
+    listen = "[::1]:0" if family == "IPv6" else f"unix:{tmp_path}/front"
+    with upstream(kind, str(tmp_path / "back")) as server, proxy(server.url, listen) as running:
+        for exchange in CORPUS[:30]:
+            direct = converse(server, server.url, exchange.client, exchange.upstream)
+            assert converse(server, running.address, exchange.client, exchange.upstream) == direct, exchange.name
+    assert not (tmp_path / "front").exists()
+
+
+REQUESTS = [
+    GET,
+    post(b"/api/chat", CHAT),
+    request(
+        b"POST /x", b"Transfer-Encoding: chunked\r\n", chunk(b"abc", b"0\r\n\r\n", b"d" * 40, trailers=b"T: v\r\n")
+    ),
+    request(b"BREW /c", b"Content-Length: 3\r\n", b"\r\n\r"),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(picks=st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=4), data=st.data())
+def test_wherever_the_network_cuts_the_upstream_hears_the_same(
+    split_server: tuple[ScriptedUpstream, Running], picks: list[bytes], data: st.DataObject
+) -> None:
+    server, running = split_server
+    whole = b"".join(picks)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=12)))
+    pieces = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    answers = VERSION * len(picks)
+    client = (*map(Send, pieces), Read(len(answers)))
+    mine, theirs = converse(server, running.address, client, (Read(len(whole)), Send(answers), ReadAll()))
+    assert (mine.data, theirs.data, theirs.ending) == (answers, whole, "end of file")
+
+
+@pytest.fixture(scope="module")
+def split_server() -> Iterator[tuple[ScriptedUpstream, Running]]:
+    with upstream() as scripted, proxy(scripted.url) as running:
+        yield scripted, running
+
+
+def test_nodelay_is_set_towards_both_sides(server: ScriptedUpstream, relay: Running) -> None:
+    seen: list[int] = []
+    server.scripts.put((Read(len(GET)), Send(NDJSON), ReadAll()))
+    with relay.connect() as connection:
+        connection.sendall(GET)
+        assert connection.recv(1)
+        for link in list(relay.proxy.links):
+            for transport in (link.client, link._upstream):
+                assert transport is not None
+                seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+    assert server.heard.get(timeout=10)
+    assert seen and all(seen)
