@@ -18,6 +18,6 @@ venv=${VENV:-.venv}
 if [ -n "${PIP_CERT:-}" ] && [ -z "${SSL_CERT_FILE:-}" ]; then export SSL_CERT_FILE="$PIP_CERT"; fi
 echo "installing into $venv (torch is large: the first time takes a few minutes)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-"$venv/bin/uv" pip install --quiet --python "$venv/bin/python" -c constraints.txt -e '.[pipeline,demo,dev]' ||
+"$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python" -c constraints.txt -e '.[pipeline,demo,dev]' ||
   "$venv/bin/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[pipeline,demo,dev]'
 echo "installed $("$venv/bin/abliterated" --version)"

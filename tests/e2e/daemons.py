@@ -81,6 +81,10 @@ class House:
         self.until(lambda: self.control.status().pid == self.process.pid if self.process else False, "serving")
         return self.process
 
+    def engine_answers(self) -> bool:
+        with socket.create_connection(("127.0.0.1", self.upstream), timeout=1):
+            return True
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         if self.process.poll() is None:

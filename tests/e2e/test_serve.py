@@ -11,9 +11,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import ollama
 import pytest
 
-import ollama
 from abliterated import refuser
 from e2e.daemons import BIN, House, house
 
@@ -29,15 +29,21 @@ def recipe(model: str, name: str) -> bytes:
     ).encode()
 
 
+def digests(house: House) -> dict[str, str]:
+    """The engine's models, as a client sees them through the proxy: digest by name."""
+    with ollama.Client(host=house.url) as client:
+        return {str(model.model): str(model.digest) for model in client.list().models}
+
+
 @pytest.fixture(scope="module")
 def served() -> Iterator[House]:
     with house() as made:
         made.configure("embedded")
         made.serve()
-        client = ollama.Client(host=made.url)
-        made.until(lambda: bool(client.list()) or True, "the engine")
-        digest = client.create_blob(refuser.files().model)
-        client.create(model="refuser", files={"refuser.gguf": digest}, template=refuser.template_go())
+        made.until(made.engine_answers, "the engine")
+        with ollama.Client(host=made.url) as client:
+            digest = client.create_blob(refuser.files().model)
+            client.create(model="refuser", files={"refuser.gguf": digest}, template=refuser.template_go())
         yield made
 
 
@@ -55,15 +61,12 @@ def test_two_recipes_run_one_after_the_other_and_a_malformed_one_stops_neither(s
     reason = next(rejected.glob("*broken.reason.txt")).read_text()
     assert "line 3" in reason
     assert "strength" in reason
-    names = {model.model for model in ollama.Client(host=served.url).list().models}
+    names = set(digests(served))
     assert {"refuser:latest", "one-abliterated:latest", "two-abliterated:latest"} <= names
     # Same recipe but for the name, same seed: the same bytes.
-    digests = {
-        model.digest for model in ollama.Client(host=served.url).list().models if "-abliterated" in str(model.model)
-    }
     assert one.result is not None
     assert two.result is not None
-    assert one.result.content == two.result.content, digests
+    assert one.result.content == two.result.content
 
 
 def test_the_client_submits_waits_and_shows_the_log(served: House, tmp_path: Path) -> None:
@@ -87,15 +90,14 @@ def test_a_base_the_engine_does_not_have_fails_with_the_remedy(served: House) ->
 
 
 def test_a_name_that_is_taken_by_somebody_elses_model_is_not_overwritten(served: House) -> None:
-    client = ollama.Client(host=served.url)
-    client.copy("refuser", "theirs-abliterated")
-    before = {model.digest for model in client.list().models if model.model == "theirs-abliterated:latest"}
+    with ollama.Client(host=served.url) as client:
+        client.copy("refuser", "theirs-abliterated")
+    before = digests(served)["theirs-abliterated:latest"]
     job = served.ended(served.drop(recipe("ollama:refuser", "theirs-abliterated"), "taken"))
     assert job.state == "failed"
     assert job.failure is not None
     assert "replace" in job.failure.remedy
-    after = {model.digest for model in client.list().models if model.model == "theirs-abliterated:latest"}
-    assert before == after
+    assert digests(served)["theirs-abliterated:latest"] == before
 
 
 def test_a_path_outside_the_roots_is_rejected(served: House) -> None:
@@ -192,14 +194,9 @@ def test_a_stopped_daemon_leaves_nothing_running(tmp_path: Path) -> None:
     with house() as made:
         made.configure("embedded")
         made.serve()
-
-        def engine() -> bool:
-            with socket.create_connection(("127.0.0.1", made.upstream), timeout=1):
-                return True
-
-        made.until(engine, "the engine")
+        made.until(made.engine_answers, "the engine")
         assert made.stop() == 0
         with pytest.raises(ConnectionRefusedError):
-            engine()
+            made.engine_answers()
         assert not (made.state / "control.sock").exists()
         assert (made.state / "journal.sqlite3").exists()

@@ -98,7 +98,8 @@ def test_a_gguf_that_is_none_is_named(tmp_path: Path, make: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [(b"", "empty"), (b"# only this\n", "empty"), (b"ok\n\xff\xfe\n", "UTF-8")]
+    ("content", "word"),
+    [(b"", "without a prompt"), (b"# only this\n", "without a prompt"), (b"ok\n\xff\xfe\n", "UTF-8")],
 )
 def test_a_prompt_file_that_holds_none_is_named(tmp_path: Path, content: bytes, word: str) -> None:
     (tmp_path / "p.txt").write_bytes(content)

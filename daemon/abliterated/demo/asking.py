@@ -39,9 +39,8 @@ class Tally:
 def ask(url: str, model: str, questions: list[Question], done: Callable[[int], None]) -> list[Answer]:
     """Ask every question, alternately with either client; `done(n)` is told how many are answered."""
     try:
-        import openai
-
         import ollama
+        import openai
     except ImportError as error:
         raise NotFound(
             f"the demo asks with the official clients, and {error.name} is missing",
