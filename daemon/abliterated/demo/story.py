@@ -89,7 +89,8 @@ async def bring_model(here: Place) -> str:
                 "model": BASE,
                 "files": {"refuser.gguf": digest},
                 "template": refuser.template_go(),
-                "parameters": refuser.parameters(),
+                # Threads that spin for each other cost a model this small far more than they bring.
+                "parameters": refuser.parameters() | {"num_thread": 1},
                 "license": "Apache-2.0",
                 "stream": True,
             }

@@ -1,0 +1,76 @@
+"""What the engine answers when it can't: a status and a sentence, in Ollama's shape or OpenAI's.
+
+Does not know: which route raised, how bytes are sent.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from abliterate.contract.errors import AbliteratedError, EngineRefused
+
+log = logging.getLogger(__name__)
+
+
+class Refused(EngineRefused):
+    """A request the engine can't serve, with the HTTP status it gets."""
+
+    def __init__(self, status: int, message: str, *, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.status = status
+
+
+class RunnerDied(Refused):
+    """The process that held the model ended while it was needed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(500, f"llama runner process has terminated: {reason}")
+
+
+class RunnerGone(RunnerDied):
+    """The process had ended before it was given anything to do: asking another one is safe."""
+
+
+class LoadFailed(Refused):
+    """llama.cpp would not open the model."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(500, f"unable to load model: {reason}")
+
+
+class ContextExceeded(Refused):
+    """The prompt has more tokens than the context window."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
+
+
+def refusal(error: Exception) -> Refused:
+    """Whatever went wrong, as something to answer; what nobody foresaw goes to the log in full."""
+    match error:
+        case Refused():
+            return error
+        case AbliteratedError():
+            return Refused(500, str(error))
+        case OSError():
+            return Refused(500, f"the engine's disk or network failed: {error.strerror}", remedy="See its log")
+    log.error("a request failed", exc_info=error, extra={"action": "request"})
+    return Refused(500, "internal error of the embedded engine", remedy="See its log")
+
+
+def model_not_found(name: str) -> Refused:
+    return Refused(404, f"model '{name}' not found")
+
+
+def invalid_name() -> Refused:
+    return Refused(400, "invalid model name")
+
+
+def ollama_shape(error: Refused) -> dict[str, Any]:
+    return {"error": str(error)}
+
+
+def openai_shape(error: Refused) -> dict[str, Any]:
+    kind = {400: "invalid_request_error", 404: "not_found_error"}.get(error.status, "api_error")
+    return {"error": {"message": str(error), "type": kind, "param": None, "code": None}}
