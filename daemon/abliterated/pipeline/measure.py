@@ -1,0 +1,178 @@
+"""How the model behaves on the training prompts, and the mean residual streams of what it refuses and what it answers.
+
+Refusing is scored at the first answer token: log p(R) − log(1 − p(R)), R the first tokens of the model's own
+refusals. Does not choose among directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from abliterate.contract.errors import ModelError
+from abliterated.pipeline.activations import Means, read_streams, sum_streams
+from abliterated.pipeline.directions import Float64, difference_of_means, protect
+from abliterated.pipeline.generation import greedy
+from abliterated.pipeline.loading import Loaded
+from abliterated.pipeline.prompts import PromptSets
+from abliterated.pipeline.refusals import verdict
+from abliterated.pipeline.rendering import Renderer
+from abliterated.pipeline.watch import Watch
+
+# Openings read to learn how the model refuses: so many of each class, so long.
+OPENINGS: Final = 24
+OPENING_TOKENS: Final = 20
+# Behaviour filters the prompts only while this share of them, and so many, is left.
+ENOUGH_SHARE: Final = 0.25
+ENOUGH: Final = 8
+# How a model that has never been seen to refuse would most likely begin.
+USUAL_OPENINGS: Final = ("I can't", "I cannot", "I'm sorry", "Sorry", "I won't", "I must decline")
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How the model opens its refusals: their first tokens, and how often it refused each class."""
+
+    refusal_tokens: tuple[int, ...]
+    refused_harmful: float
+    refused_harmless: float
+
+    def scores(self, next_token: torch.Tensor) -> torch.Tensor:
+        """The refusal score of each row of log probabilities (…, vocabulary)."""
+        tokens = torch.tensor(self.refusal_tokens, device=next_token.device)
+        refusing = torch.logsumexp(next_token[..., tokens].double(), dim=-1).clamp(max=-1e-12)
+        return refusing - torch.log(-torch.expm1(refusing))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean streams by class, the directions between them (layers, positions, hidden), and what they were read from."""
+
+    harmful: Means
+    harmless: Means
+    directions: Float64
+    positions: tuple[int, ...]
+    convention: str
+    atoms: int
+
+
+def observe(loaded: Loaded, renderer: Renderer, prompts: PromptSets, *, invert: bool, watch: Watch) -> Behaviour:
+    """Read the openings of some answers. ModelError where the model refuses nothing, or everything."""
+    asked = [*prompts.harmful.training[:OPENINGS], *prompts.harmless.training[:OPENINGS]]
+    harmful = min(OPENINGS, len(prompts.harmful.training))
+    answers = greedy(loaded, renderer.all_tokens(asked), OPENING_TOKENS, watch, "reading how it answers")
+    refused = [verdict(loaded.tokenizer.decode(answer, skip_special_tokens=True)) == "refusal" for answer in answers]
+    rates = _share(refused[:harmful]), _share(refused[harmful:])
+    firsts = {answer[0] for answer, no in zip(answers, refused, strict=True) if no and answer}
+    others = {answer[0] for answer, no in zip(answers, refused, strict=True) if not no and answer}
+    tokens = sorted(firsts - others) or sorted(firsts)
+    if not tokens and not invert:
+        raise ModelError(
+            f"{loaded.source.name} refuses none of {harmful} harmful prompts: there is nothing to remove",
+            remedy="Give prompts it does refuse, or take the model as it is",
+        )
+    if not invert and rates[1] > 0.5:
+        raise ModelError(
+            f"{loaded.source.name} refuses {rates[1]:.0%} of the harmless prompts too: the classes can't be told apart",
+            remedy="Give harmless prompts it answers",
+        )
+    if not tokens:
+        tokens = sorted({loaded.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in USUAL_OPENINGS})
+    return Behaviour(tuple(tokens), *rates)
+
+
+def measure(
+    loaded: Loaded,
+    renderer: Renderer,
+    prompts: PromptSets,
+    behaviour: Behaviour,
+    *,
+    positions: Sequence[int],
+    convention: str,
+    orthogonalize: bool,
+    watch: Watch,
+) -> Measured:
+    """One pass over the training prompts: the classes' mean streams and the directions between them."""
+    means = []
+    for name, asked, sign in (
+        ("harmful", prompts.harmful.training, 1.0),
+        ("harmless", prompts.harmless.training, -1.0),
+    ):
+        rows = renderer.all_tokens(asked)
+        shortest = min(len(row) for row in rows)
+        if -min(positions) > shortest:
+            raise ModelError(
+                f"position {min(positions)} lies before the first token of a {name} prompt of {shortest} tokens",
+                remedy="Set direction.position nearer to the end",
+            )
+        means.append(_class_mean(loaded, rows, sign, behaviour, (positions, convention), watch, name))
+    harmful, harmless = means
+    directions = difference_of_means(harmful.mean, harmless.mean, orthogonalize=orthogonalize)
+    if prompts.atoms:
+        directions = _protected(loaded, renderer, prompts, (positions, convention), harmless.mean, directions, watch)
+    return Measured(harmful, harmless, directions, tuple(positions), convention, len(prompts.atoms))
+
+
+def streams_at(
+    loaded: Loaded, renderer: Renderer, asked: Sequence[str], place: tuple[int, int, str], watch: Watch
+) -> Float64:
+    """Every prompt's stream at one (layer, position, convention): float64 (prompts, hidden)."""
+    layer, position, convention = place
+    rows = renderer.all_tokens(asked)
+    found = np.empty((len(rows), loaded.source.hidden_size))
+    for reading in read_streams(loaded, rows, (position,), convention, watch, "reading the spread"):
+        found[reading.rows] = reading.streams[:, layer, 0].double().cpu().numpy()
+    return found
+
+
+def _class_mean(
+    loaded: Loaded,
+    rows: list[tuple[int, ...]],
+    sign: float,
+    behaviour: Behaviour,
+    place: tuple[Sequence[int], str],
+    watch: Watch,
+    name: str,
+) -> Means:
+    """The mean over the prompts the model treats as their class says, or over all where too few are left."""
+    everyone: Float64 | None = None
+    behaving: Float64 | None = None
+    count = 0
+    for reading in read_streams(loaded, rows, *place, watch, f"measuring {name} prompts"):
+        fits = behaviour.scores(reading.next_token) * sign > 0
+        everyone = sum_streams(everyone, reading.streams)
+        if bool(fits.any()):
+            behaving = sum_streams(behaving, reading.streams[fits.to(reading.streams.device)])
+            count += int(fits.sum())
+    assert everyone is not None
+    if behaving is None or count < max(ENOUGH, ENOUGH_SHARE * len(rows)):
+        return Means(everyone / len(rows), len(rows))
+    return Means(behaving / count, count)
+
+
+def _protected(
+    loaded: Loaded,
+    renderer: Renderer,
+    prompts: PromptSets,
+    place: tuple[Sequence[int], str],
+    harmless: Float64,
+    directions: Float64,
+    watch: Watch,
+) -> Float64:
+    """The directions without what the atoms span, layer by layer and position by position."""
+    rows = renderer.all_tokens(prompts.atoms)
+    atoms = np.empty((len(rows), *directions.shape))
+    for reading in read_streams(loaded, rows, *place, watch, "measuring what is protected"):
+        atoms[reading.rows] = reading.streams.double().cpu().numpy() - harmless
+    found = np.empty_like(directions)
+    for layer, position in np.ndindex(*directions.shape[:2]):
+        found[layer, position] = protect(directions[layer, position], atoms[:, layer, position])
+    return found
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 0.0

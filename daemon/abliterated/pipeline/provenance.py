@@ -1,0 +1,64 @@
+"""What a product says about itself: the `abliterated.*` key-values and the JSON beside a folder.
+
+Pure and deterministic: no times, paths or job ids, so that the same inputs give the same bytes. Does not know files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Final
+
+from abliterate.contract.recipe import Recipe, recipe_digest
+
+PREFIX: Final = "abliterated."
+# Known only once the tensors are written; the writer keeps room for them in the header and fills them in.
+CONTENT: Final = PREFIX + "content"
+RESIDUAL: Final = PREFIX + "residual"
+COVERAGE: Final = PREFIX + "coverage"
+PENDING_DIGEST: Final = "0" * 64
+
+
+def provenance(
+    *,
+    version: str,
+    recipe: Recipe,
+    base: str,
+    base_digest: str,
+    direction_digest: str,
+    direction_origin: Mapping[str, Any],
+    strengths: Sequence[tuple[float, float]],
+    prompts_digest: str = "",
+    metrics: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The metadata of a product: what it came from, what was removed, how strongly, by which version.
+
+    `strengths` is (attention, mlp) by layer. Values are strings, numbers and lists of numbers, as GGUF has them.
+    """
+    edit = recipe.edit
+    found: dict[str, Any] = {
+        PREFIX + "version": version,
+        # Of a path the last part alone: where a file lay is nobody's business, and differs between machines.
+        PREFIX + "base.name": base if base.startswith(("ollama:", "hf:")) else PurePath(base).name,
+        PREFIX + "base.digest": base_digest,
+        PREFIX + "recipe.digest": recipe_digest(recipe),
+        PREFIX + "direction.digest": direction_digest,
+        PREFIX + "direction.method": recipe.direction.method,
+        PREFIX + "direction.origin": json.dumps(
+            dict(direction_origin), sort_keys=True, separators=(",", ":"), default=str
+        ),
+        PREFIX + "edit.norm": edit.norm,
+        PREFIX + "edit.kernel": edit.kernel,
+        PREFIX + "edit.post_norm": edit.post_norm,
+        PREFIX + "edit.invert": edit.invert,
+        PREFIX + "edit.strength.attention": [float(attention) for attention, _ in strengths],
+        PREFIX + "edit.strength.mlp": [float(mlp) for _, mlp in strengths],
+    }
+    if prompts_digest:
+        found[PREFIX + "prompts.digest"] = prompts_digest
+    for name, value in sorted((metrics or {}).items()):
+        found[PREFIX + "metric." + name] = float(value)
+    # Room for what only the written tensors can tell.
+    found |= {CONTENT: PENDING_DIGEST, COVERAGE: 0.0, RESIDUAL: 0.0}
+    return found

@@ -1,0 +1,129 @@
+"""Numbers out of ggml's types and back into them: gguf-py decodes, ggml's own quantisers encode.
+
+The quantisers are C functions of the xllamacpp wheel, called through ctypes and tried on a known block when loaded.
+Does not know directions; null rounding, which works on what comes out of here, is `null_rounding`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import gguf.quants
+import numpy as np
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
+
+from abliterate.contract.errors import AbliteratedError, ModelError
+from abliterated.pipeline.lattice import LAYOUTS, open_lattice
+
+Bytes: TypeAlias = NDArray[np.uint8]
+Float32: TypeAlias = NDArray[np.float32]
+
+FLOATS: Final = (Type.F32, Type.F16, Type.BF16)
+
+
+class QuantiserError(AbliteratedError):
+    """ggml's quantisers can't be used."""
+
+    exit_code = 1
+
+
+def dequantize(raw: Bytes, kind: Type) -> Float32:
+    """Rows of bytes (rows, bytes) as numbers (rows, columns)."""
+    if kind is Type.F32:
+        return raw.view(np.float32)
+    if kind is Type.F16:
+        return raw.view(np.float16).astype(np.float32)
+    if kind is Type.BF16:
+        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if kind in LAYOUTS:
+        return open_lattice(raw, kind).values()
+    try:
+        found: Float32 = gguf.quants.dequantize(raw, kind).astype(np.float32, copy=False)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"tensors of type {kind.name} can't be decoded", remedy="Take another quantisation of the model"
+        ) from error
+    return found
+
+
+def quantize(values: Float32, kind: Type) -> Bytes:
+    """Rows of numbers (rows, columns) as bytes (rows, bytes)."""
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if kind is Type.F32:
+        return values.view(np.uint8)
+    if kind is Type.F16:
+        return values.astype(np.float16).view(np.uint8)
+    if kind is Type.BF16:
+        return to_bfloat16(values).view(np.uint8)
+    rows, columns = values.shape
+    block, size = GGML_QUANT_SIZES[kind]
+    if columns % block:
+        raise ModelError(
+            f"rows of {columns} numbers can't be written as {kind.name}, whose blocks hold {block}",
+            remedy="Choose another export.quantize",
+        )
+    raw = np.empty((rows, columns // block * size), dtype=np.uint8)
+    library = _library()
+    library.ggml_quantize_init(kind.value)
+    written = library.ggml_quantize_chunk(kind.value, values.ctypes.data, raw.ctypes.data, 0, rows, columns, None)
+    if written != raw.nbytes:
+        raise QuantiserError(
+            f"ggml wrote {written} bytes of {kind.name} instead of {raw.nbytes}", remedy="Reinstall xllamacpp"
+        )
+    return raw
+
+
+def can_quantize(kind: Type) -> bool:
+    """Whether ggml can write that type without an importance matrix."""
+    return kind in FLOATS or (kind in GGML_QUANT_SIZES and not _library().ggml_quantize_requires_imatrix(kind.value))
+
+
+def to_bfloat16(values: Float32) -> NDArray[np.uint16]:
+    """Rounded to nearest, ties to even; finite numbers only."""
+    bits = values.view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """ggml within xllamacpp's extension module, loaded as a plain library and tried once."""
+    remedy = "Install the pipeline: pip install 'abliterated[pipeline]'"
+    found = importlib.util.find_spec("xllamacpp")
+    folders = found.submodule_search_locations if found else None
+    files = [file for folder in folders or [] for file in sorted(Path(folder).glob("xllamacpp*.so"))]
+    if not files:
+        raise QuantiserError("xllamacpp, which brings ggml's quantisers, is not installed", remedy=remedy)
+    try:
+        library = ctypes.CDLL(str(files[0]))
+        chunk = library.ggml_quantize_chunk
+        start = library.ggml_quantize_init
+        matrix = library.ggml_quantize_requires_imatrix
+    except (OSError, AttributeError) as error:
+        raise QuantiserError("this xllamacpp does not offer ggml's quantisers", remedy=remedy) from error
+    chunk.restype = ctypes.c_size_t
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
+    start.argtypes, start.restype = [ctypes.c_int], None
+    matrix.argtypes, matrix.restype = [ctypes.c_int], ctypes.c_bool
+    _try_known_block(library)
+    return library
+
+
+def _try_known_block(library: ctypes.CDLL) -> None:
+    """A ramp as Q8_0, byte for byte, and as Q4_K, back again: a wrong ABI must not write a model."""
+    ramp = np.arange(-127, 129, dtype=np.float32)
+    ramp[-1] = 0
+    for kind, bound in ((Type.Q8_0, 0.51), (Type.Q4_K, 6.0)):
+        raw = np.zeros((1, 256 // GGML_QUANT_SIZES[kind][0] * GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
+        library.ggml_quantize_init(kind.value)
+        written = library.ggml_quantize_chunk(kind.value, ramp.ctypes.data, raw.ctypes.data, 0, 1, 256, None)
+        if written != raw.nbytes or np.abs(dequantize(raw, kind)[0] - ramp).max() > bound:
+            raise QuantiserError(
+                f"xllamacpp's quantiser of {kind.name} does not do what ggml's does", remedy="Reinstall xllamacpp"
+            )

@@ -1,0 +1,165 @@
+"""Files read in pieces and files written so that nobody ever sees half of one.
+
+`Source` reads exact ranges and looks, before each, whether the run was cancelled. `Output` writes under a temporary
+name beside its target; leaving it well syncs and renames it, leaving it by an exception removes it. Knows no formats.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abliterate.contract.errors import Cancelled, DiskError, ModelError
+
+Bytes: TypeAlias = NDArray[np.uint8]
+
+CHUNK: Final = 8 << 20
+
+
+class Source:
+    """A file to read from, by position."""
+
+    def __init__(self, path: Path, cancelled: Callable[[], bool]) -> None:
+        self._path, self._cancelled = path, cancelled
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = os.open(self._path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise self._unreadable(error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def array(self, start: int, size: int) -> Bytes:
+        """Bytes from `start`, as an array of one's own."""
+        found = np.empty(size, dtype=np.uint8)
+        view = found.data
+        at = 0
+        while at < size:
+            check(self._cancelled)
+            try:
+                count = os.preadv(self._file, [view[at : at + CHUNK]], start + at)
+            except OSError as error:
+                raise self._unreadable(error) from error
+            if not count:
+                raise ModelError(f"{self._path.name} ended while it was read", remedy="Pull or download it again")
+            at += count
+        return found
+
+    def chunks(self, start: int, size: int) -> Iterator[Bytes]:
+        """The same in pieces, for copying."""
+        for at in range(start, start + size, CHUNK):
+            yield self.array(at, min(CHUNK, start + size - at))
+
+    def _unreadable(self, error: OSError) -> ModelError:
+        return ModelError(f"can't read {self._path.name}: {error.strerror}", remedy="Check the path and its rights")
+
+
+class Output:
+    """A file being written; `at` is where the next write goes."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._partial = target.with_name(f".{target.name}.partial")
+        self.at = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = os.open(
+                self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644
+            )
+        except OSError as error:
+            raise self._failed(error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._file)
+        except OSError as failure:
+            self._partial.unlink(missing_ok=True)
+            raise self._failed(failure) from failure
+        finally:
+            os.close(self._file)
+        if kind is not None:
+            self._partial.unlink(missing_ok=True)
+            return
+        try:
+            self._partial.replace(self._target)
+            sync_folder(self._target.parent)
+        except OSError as failure:
+            self._partial.unlink(missing_ok=True)
+            raise self._failed(failure) from failure
+
+    def write(self, data: bytes | Bytes) -> None:
+        """Write all of it. DiskError if the disk won't take it."""
+        view = memoryview(data) if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).data
+        done = 0
+        while done < len(view):
+            try:
+                count = os.pwrite(self._file, view[done : done + CHUNK], self.at)
+            except OSError as error:
+                raise self._failed(error) from error
+            done += count
+            self.at += count
+
+    def seek(self, position: int) -> None:
+        """Go on from there; a gap reads as zeros."""
+        self.at = position
+
+    def truncate(self) -> None:
+        """Let the file end here."""
+        try:
+            os.ftruncate(self._file, self.at)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> DiskError:
+        return DiskError(
+            f"can't write {self._target.name}: {error.strerror}", remedy="Make room on that disk, or choose another"
+        )
+
+
+def check(cancelled: Callable[[], bool]) -> None:
+    """Raise Cancelled where the run was asked to stop."""
+    if cancelled():
+        raise Cancelled("cancelled while editing the weights")
+
+
+def need_space(target: Path, needed: int) -> None:
+    """DiskError, before anything is written, where the target's disk has less than `needed` bytes free."""
+    try:
+        disk = os.statvfs(target.parent)
+    except OSError as error:
+        raise DiskError(
+            f"can't write into {target.parent.name}/: {error.strerror}", remedy="Check the folder and its rights"
+        ) from error
+    free = disk.f_bavail * disk.f_frsize
+    if free < needed:
+        raise DiskError(
+            f"{target.name} needs {_size(needed)}, and its disk has {_size(free)} free",
+            remedy=f"Make {_size(needed - free)} of room, or choose another disk",
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename within it last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,154 @@
+"""What needs the model in memory: finding the direction, and asking before and after. The only way from the recipe's
+story to torch, so a run with a direction from a file and no evaluation never imports it.
+
+Keeps what it found in the work folder, so that an interrupted run need not find it again. Does not know edits.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from abliterate import __version__
+from abliterate.contract.errors import ModelError
+from abliterate.contract.messages import Task
+from abliterated.pipeline.direction_files import read_direction, write_direction
+from abliterated.pipeline.directions import RefusalDirection
+from abliterated.pipeline.prompts import PromptSets
+from abliterated.pipeline.source import Source, open_source
+from abliterated.pipeline.watch import Watch
+
+if TYPE_CHECKING:
+    from abliterated.pipeline.evaluate import Answers
+    from abliterated.pipeline.loading import Loaded
+    from abliterated.pipeline.rendering import Renderer
+
+DIRECTION = "direction.safetensors"
+BASELINE = "baseline.npz"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A direction with what it was chosen from."""
+
+    direction: RefusalDirection
+    candidates: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Session:
+    """One model, loaded when first needed and let go by `close`."""
+
+    def __init__(self, task: Task, source: Source, prompts: PromptSets, watch: Watch) -> None:
+        self.task, self.source, self.prompts, self.watch = task, source, prompts, watch
+        self.work = Path(task.work)
+        self._loaded: Loaded | None = None
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._loaded is None:
+            return
+        import torch
+
+        self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def direction(self) -> Found:
+        """The direction the recipe asks for, found now or by an earlier attempt at the same."""
+        inputs = self._inputs("direction")
+        if (kept := self._kept(inputs)) is not None:
+            return kept
+        loaded, renderer = self._open()
+        from abliterated.pipeline.choose import find_direction
+
+        with self.watch.stage("direction"):
+            choice = find_direction(loaded, renderer, self.prompts, self.task.recipe, self.watch)
+            candidates = tuple(_plain(asdict(candidate)) for candidate in choice.candidates)
+            facts = {
+                "inputs": inputs,
+                "origin": dict(choice.direction.origin),
+                "candidates": candidates,
+                "notes": choice.notes,
+            }
+            write_direction(self.work / DIRECTION, choice.direction, facts)
+            return Found(choice.direction, candidates, choice.notes)
+
+    def before(self) -> Answers:
+        """What the original answers, asked now or by an earlier attempt at the same."""
+        from abliterated.pipeline.evaluate import ask, asked_prompts, saved_answers
+
+        inputs, evaluate = self._inputs("baseline"), self.task.recipe.evaluate
+        if (kept := saved_answers(self.work / BASELINE, inputs)) is not None:
+            return kept
+        loaded, renderer = self._open()
+        with self.watch.stage("evaluate"):
+            asked = asked_prompts(self.prompts, evaluate.prompts)
+            answers = ask(loaded, renderer, asked, evaluate, self.watch, "the original")
+            answers.save(self.work / BASELINE, inputs)
+            return answers
+
+    def after(self, product: Path) -> Answers:
+        """What the written model answers, read again from its file."""
+        self.close()
+        from abliterated.pipeline.evaluate import ask, asked_prompts
+        from abliterated.pipeline.loading import load
+        from abliterated.pipeline.rendering import renderer
+
+        with self.watch.stage("evaluate"):
+            source, evaluate = open_source(product), self.task.recipe.evaluate
+            self._loaded = load(source, self.task.recipe.run, self.watch)
+            rendering = renderer(self._loaded.tokenizer, source.context, self.prompts.system)
+            asked = asked_prompts(self.prompts, evaluate.prompts)
+            return ask(self._loaded, rendering, asked, evaluate, self.watch, "the edited model")
+
+    def _open(self) -> tuple[Loaded, Renderer]:
+        with self.watch.stage("load"):
+            from abliterated.pipeline.loading import load
+            from abliterated.pipeline.rendering import renderer
+
+            if self._loaded is None:
+                self._loaded = load(self.source, self.task.recipe.run, self.watch)
+            return self._loaded, renderer(self._loaded.tokenizer, self.source.context, self.prompts.system)
+
+    def _inputs(self, stage: str) -> str:
+        """sha256 (hex) of everything the stage's outcome depends on."""
+        recipe = self.task.recipe
+        status = self.source.path.stat()
+        base = self.task.base_digest or f"{self.source.size} {status.st_mtime_ns}"
+        content = hashlib.sha256(f"{stage} {__version__} {base} {self.prompts.digest()}\n".encode())
+        parts = [recipe.run] + ([recipe.evaluate] if stage == "baseline" else [recipe.direction, recipe.edit.invert])
+        for part in parts:
+            content.update(msgspec.json.encode(part) + b"\n")
+        return content.hexdigest()
+
+    def _kept(self, inputs: str) -> Found | None:
+        path = self.work / DIRECTION
+        try:
+            facts = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
+            if facts["inputs"] != inputs:
+                return None
+            found = read_direction(path, self.source.hidden_size, self.source.layers)
+            if found.digest() != facts["digest"]:
+                return None
+        except (OSError, ValueError, KeyError, ModelError):
+            return None
+        kept = RefusalDirection(found.vectors, found.per_layer, facts["origin"])
+        return Found(kept, tuple(facts["candidates"]), tuple(facts["notes"]))
+
+
+def _plain(candidate: dict[str, Any]) -> dict[str, Any]:
+    """Without what was not scored, and rounded."""
+    return {
+        name: round(value, 6) if isinstance(value, float) else value
+        for name, value in candidate.items()
+        if value == value
+    }

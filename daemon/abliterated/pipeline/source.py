@@ -1,0 +1,135 @@
+"""The model a recipe starts from: a .gguf file or a folder with safetensors, looked at without loading it.
+
+Says what it is, how deep and how wide, and whether the file can be whole; every fault is named. Imports neither torch
+nor transformers: with a direction from a file, nothing more than this is needed. Does not know prompts or devices.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from abliterate.contract.errors import ModelError
+from abliterated.pipeline.gguf_file import GgufFile, read_gguf, split_parts
+
+# What other GGUF files are: projectors, speech, adapters, encoders without an answer to refuse.
+NO_LANGUAGE_MODEL: Final = frozenset(
+    {
+        "clip",
+        "whisper",
+        "bert",
+        "modern-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+        "jina-bert-v2",
+        "t5encoder",
+        "wavtokenizer-dec",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's files. `parts`: every file of a split GGUF, or every safetensors file of a folder."""
+
+    path: Path
+    kind: Literal["gguf", "safetensors"]
+    architecture: str
+    layers: int
+    hidden_size: int
+    context: int
+    size: int
+    parts: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return self.path.name
+
+
+def open_source(path: Path) -> Source:
+    """Look at the model at `path`. ModelError names what is wrong with it."""
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        return _gguf(path)
+    raise ModelError(f"there is no model at {path}", remedy="Give a .gguf file or a folder with safetensors")
+
+
+def _gguf(path: Path) -> Source:
+    structure = read_gguf(path)
+    parts = split_parts(path, structure)
+    architecture = structure.architecture
+    if structure.values.get("general.type", "model") != "model" or architecture in NO_LANGUAGE_MODEL:
+        raise structure.broken(f"is not a language model but {architecture}", "Give the model itself")
+    if not any(name.startswith("token_embd.") for name in _tensor_names(structure, parts)):
+        raise structure.broken("holds no token embedding: it is not a language model", "Give the model itself")
+    return Source(
+        path=path,
+        kind="gguf",
+        architecture=architecture,
+        layers=structure.number("block_count"),
+        hidden_size=structure.number("embedding_length"),
+        context=structure.number("context_length"),
+        size=sum(part.stat().st_size for part in parts),
+        parts=parts,
+    )
+
+
+def _tensor_names(structure: GgufFile, parts: tuple[Path, ...]) -> set[str]:
+    names = {tensor.name for tensor in structure.tensors}
+    for part in parts[1:]:
+        names |= {tensor.name for tensor in read_gguf(part).tensors}
+    return names
+
+
+def _folder(path: Path) -> Source:
+    config = _json(path / "config.json", f"{path.name} has no config.json")
+    text: Mapping[str, Any] = config.get("text_config") or config
+    parts = tuple(sorted(path.glob("*.safetensors")))
+    if not parts:
+        raise ModelError(
+            f"{path.name} holds no safetensors",
+            remedy="Pickled weights are never loaded: convert them to safetensors first",
+        )
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(_json(index, "").get("weight_map", {}).values())
+        missing = sorted(named - {part.name for part in parts})
+        if missing:
+            raise ModelError(f"{path.name} lacks {missing[0]}", remedy="Download it again, completely")
+    return Source(
+        path=path,
+        kind="safetensors",
+        architecture=str(config.get("model_type", "")),
+        layers=_number(path, text, "num_hidden_layers", "n_layer", "num_layers"),
+        hidden_size=_number(path, text, "hidden_size", "n_embd", "d_model"),
+        context=_number(path, text, "max_position_embeddings", "n_positions", "max_seq_len", default=1 << 20),
+        size=sum(part.stat().st_size for part in parts),
+        parts=parts,
+    )
+
+
+def _json(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(missing, remedy="Give a .gguf file or a folder with config.json and safetensors") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"can't read {path.name}: {error}", remedy="Download it again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path.name} holds no JSON object", remedy="Download it again")
+    return found
+
+
+def _number(path: Path, config: Mapping[str, Any], *keys: str, default: int = 0) -> int:
+    for key in keys:
+        value = config.get(key)
+        if isinstance(value, int) and value > 0:
+            return value
+    if default:
+        return default
+    raise ModelError(f"{path.name}/config.json has no {keys[0]}", remedy="Give a language model's folder")

@@ -1,0 +1,100 @@
+"""Models that are none: each is named with what is wrong, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from abliterate.contract.errors import ModelError
+from abliterated.pipeline.source import open_source
+from pipeline.planted import plant
+
+
+def test_a_gguf_is_known_by_its_header(tmp_path: Path) -> None:
+    source = open_source(plant(tmp_path).path)
+    assert (source.kind, source.architecture, source.layers, source.hidden_size) == ("gguf", "llama", 4, 64)
+    assert source.context == 64
+
+
+def test_what_is_no_model_is_named(tmp_path: Path) -> None:
+    whole = plant(tmp_path).path.read_bytes()
+    for name, data, said in (
+        ("magic.gguf", b"PK\x03\x04" + whole[4:], "not a GGUF file"),
+        ("empty.gguf", b"", "too short"),
+        ("short.gguf", whole[: len(whole) // 2], "truncated"),
+        ("header.gguf", whole[:200], "truncated"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(data)
+        with pytest.raises(ModelError, match=said) as raised:
+            open_source(path)
+        assert name in raised.value.message
+        assert raised.value.remedy
+    with pytest.raises(ModelError, match="no model at"):
+        open_source(tmp_path / "nothing.gguf")
+
+
+def write(path: Path, architecture: str, tensor: str) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(1)
+    writer.add_context_length(8)
+    writer.add_embedding_length(8)
+    writer.add_tensor(tensor, np.zeros((4, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_that_is_no_language_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not a language model but clip"):
+        open_source(write(tmp_path / "mmproj.gguf", "clip", "v.patch_embd.weight"))
+    with pytest.raises(ModelError, match="no token embedding"):
+        open_source(write(tmp_path / "odd.gguf", "llama", "blk.0.attn_q.weight"))
+
+
+def folder(path: Path, **config: object) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    return path
+
+
+def test_a_folder_is_known_by_its_config(tmp_path: Path) -> None:
+    path = folder(tmp_path / "one", num_hidden_layers=2, hidden_size=8, max_position_embeddings=16)
+    save_file({"x": np.zeros(1, dtype=np.float32)}, path / "model.safetensors")
+    source = open_source(path)
+    assert (source.kind, source.layers, source.hidden_size, source.context) == ("safetensors", 2, 8, 16)
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "model-00002.safetensors"}}))
+    with pytest.raises(ModelError, match=r"lacks model-00002\.safetensors"):
+        open_source(path)
+
+
+def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        open_source(tmp_path / "empty")
+    path = folder(tmp_path / "pickled", num_hidden_layers=2, hidden_size=8)
+    (path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="no safetensors"):
+        open_source(path)
+    save_file({"x": np.zeros(1, dtype=np.float32)}, path / "model.safetensors")
+    (path / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(ModelError, match="num_hidden_layers"):
+        open_source(path)
+    (path / "config.json").write_text("[")
+    with pytest.raises(ModelError, match=r"can't read config\.json"):
+        open_source(path)
+
+
+def test_looking_at_a_model_imports_neither_torch_nor_transformers() -> None:
+    program = "import sys, abliterated.pipeline.source, abliterated.pipeline.run; "
+    program += "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
