@@ -109,7 +109,8 @@ class App:
             tell=lambda job: events.publish(dispatcher.view(job), 0),
         )
         self._keep(stack, dispatcher.run(), dispatcher.stop)
-        tray = Tray(self.home.incoming, self.home.rejected, desk.check, desk.accept)
+        await desk.sweep()
+        tray = Tray(self.home.incoming, self.home.rejected, desk.check, desk.accept, desk.gone)
         spool_ends = asyncio.Event()
         self._keep(stack, watch.keep(self.home.incoming, tray.scan, spool_ends), _setter(spool_ends))
         await self._start_control(stack, Control(desk, events), inherited.get("control", []))

@@ -6,6 +6,7 @@ Joins the rooms `jobs`, `spool` and `control` without their knowing each other; 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -63,6 +64,15 @@ class QueueDesk:
             Journal.add, accepted.id, accepted.label, accepted.recipe, claim=accepted.claim, actor="spool"
         )
         self._loop.call_soon_threadsafe(self._arrived, job)
+
+    def gone(self, claim: str) -> None:
+        """The file of that claim was removed; called in the tray's thread."""
+        self._ledger.do_blocking(Journal.file_gone, claim)
+
+    async def sweep(self) -> None:
+        """Remove what a death between copy and commit left: folders of jobs that never came to be."""
+        known = await self._ledger.do(Journal.ids)
+        await asyncio.to_thread(_remove_unknown, self._jobs, known)
 
     async def submit(self, wanted: Submit, actor: str) -> Submitted:
         """Make a job of a recipe sent over the socket. Raises RecipeError, DiskError."""
@@ -138,6 +148,12 @@ class QueueDesk:
 
     def proxy_numbers(self) -> Mapping[str, float]:
         return self._proxy_numbers()
+
+
+def _remove_unknown(jobs: Path, known: set[str]) -> None:
+    for folder in jobs.iterdir():
+        if folder.is_dir() and ULID.fullmatch(folder.name) and folder.name not in known:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def stats_numbers(stats: msgspec.Struct) -> dict[str, float]:

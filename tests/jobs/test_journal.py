@@ -86,7 +86,7 @@ def test_a_job_is_found_by_the_end_of_its_id_and_never_by_too_little(journal: Jo
 def test_a_claimed_file_is_known_until_it_is_gone(journal: Journal) -> None:
     job, _ = journal.add(new_id(), "a", RECIPE, claim="1:2:3:x")
     assert journal.claimed("1:2:3:x") == job.id
-    journal.file_gone(job.id)
+    journal.file_gone("1:2:3:x")
     assert journal.claimed("1:2:3:x") is None
 
 

@@ -24,11 +24,12 @@ class Box:
     def __init__(self, root: Path) -> None:
         self.now = 100.0
         self.taken: list[Accepted] = []
+        self.gone: list[str] = []
         self.fail: Exception | None = None
         self.incoming = root / "incoming"
         self.rejected = root / "rejected"
         self.incoming.mkdir()
-        self.tray = Tray(self.incoming, self.rejected, lambda recipe: None, self._take)
+        self.tray = Tray(self.incoming, self.rejected, lambda recipe: None, self._take, self.gone.append)
 
     def _take(self, accepted: Accepted) -> None:
         if self.fail:
@@ -60,6 +61,7 @@ def test_a_good_recipe_is_taken_and_its_file_removed(box: Box) -> None:
     box.scan(1.0)
     assert [(one.label, one.recipe) for one in box.taken] == [("night", Recipe(model="ollama:m"))]
     assert box.listed(box.incoming) == []
+    assert box.gone == [box.taken[0].claim]
 
 
 def test_the_clients_id_is_kept(box: Box) -> None:
@@ -116,7 +118,7 @@ def test_a_policy_can_refuse_what_reads_well(tmp_path: Path) -> None:
     (tmp_path / "incoming").mkdir()
     (tmp_path / "incoming" / "a.toml").write_bytes(GOOD)
     (tmp_path / "incoming" / "a.toml").chmod(0o640)
-    tray = Tray(tmp_path / "incoming", tmp_path / "rejected", refuse, lambda accepted: None)
+    tray = Tray(tmp_path / "incoming", tmp_path / "rejected", refuse, lambda accepted: None, lambda claim: None)
     tray.scan(lambda: 0.0)
     tray.scan(lambda: 6.0)
     assert "not here" in (tmp_path / "rejected" / "a.reason.txt").read_text()

@@ -252,8 +252,9 @@ class Upload:
             ) from error
 
     def finish(self, digest: str) -> None:
-        if f"sha256:{self.hash.hexdigest()}" != digest:
-            raise Refused(400, f"digest mismatch: expected {digest}, got sha256:{self.hash.hexdigest()}")
+        found = f"sha256:{self.hash.hexdigest()}"
+        if found != digest:
+            raise Refused(400, f'digest mismatch, expected "{digest}", got "{found}"')  # Ollama's own words
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()

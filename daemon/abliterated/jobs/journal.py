@@ -252,9 +252,14 @@ class Journal:
         row = self._db.execute("SELECT id FROM job WHERE claim = ? AND gone = 0", (claim,)).fetchone()
         return str(row[0]) if row else None
 
-    def file_gone(self, job_id: str) -> None:
+    def file_gone(self, claim: str) -> None:
+        """The file is removed: the same bytes under the same inode are a new recipe from now on."""
         with self._transaction():
-            self._db.execute("UPDATE job SET gone = 1 WHERE id = ?", (job_id,))
+            self._db.execute("UPDATE job SET gone = 1 WHERE claim = ? AND gone = 0", (claim,))
+
+    def ids(self) -> set[str]:
+        """The ids of every job there is."""
+        return {str(row[0]) for row in self._db.execute("SELECT id FROM job")}
 
     # --- transitions and settings -------------------------------------------------------------------------------
 

@@ -22,7 +22,6 @@ from abliterate.contract.messages import Failure, Progress, Result, Task, Worker
 from abliterated.files import write_whole
 
 TERM_SECONDS = 10.0
-LOG_LIMIT = 16 * 1024 * 1024
 LINE_LIMIT = 1024 * 1024
 KEPT_VARIABLES = [
     "PATH",

@@ -39,12 +39,16 @@ class Accepted:
 
 @dataclass
 class Tray:
-    """The state between scans: since when each file looks as it does. `accept` must be safe to repeat."""
+    """The state between scans: since when each file looks as it does.
+
+    `accept` makes a job and must be safe to repeat; `gone` is told a claim once its file is removed.
+    """
 
     incoming: Path
     rejected: Path
     check: Callable[[Recipe], None]
     accept: Callable[[Accepted], None]
+    gone: Callable[[str], None]
     _since: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def scan(self, now: Callable[[], float] = time.monotonic) -> float | None:
@@ -98,6 +102,7 @@ class Tray:
             log.error("%s could not be taken: %s", printable(entry.name), error, extra={"action": "spool"})
             return 1.0
         remove_entry(folder, entry)
+        self.gone(entry.key)
         return None
 
     def _reject_unread(self, folder: int, name: str, error: Refused, now: float) -> float | None:
