@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,3 +201,52 @@ def test_a_stopped_daemon_leaves_nothing_running(tmp_path: Path) -> None:
             made.engine_answers()
         assert not (made.state / "control.sock").exists()
         assert (made.state / "journal.sqlite3").exists()
+
+
+def asked(house: House, request: str) -> tuple[int, dict[str, object]]:
+    """One raw request to the control socket; status and JSON."""
+    with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(30)
+        line.connect(str(house.state / "control.sock"))
+        line.sendall(request.encode())
+        answer = b""
+        while piece := line.recv(65536):
+            answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("line", "body", "status"),
+    [
+        ("GET /v1/nothing", "", 404),
+        ("GET /v1/jobs/zzzz", "", 404),
+        ("GET /v1/jobs/..%2f..%2fetc", "", 404),
+        ("DELETE /v1/jobs", "", 405),
+        ("POST /v1/jobs", "not json", 400),
+        ("POST /v1/jobs", '{"recipe": 7}', 400),
+        ("POST /v1/jobs", '{"recipe": "model = 7"}', 400),
+        ("POST /v1/jobs", '{"recipe": "model = \\"ollama:m\\"", "id": "../x"}', 400),
+        ("POST /v1/jobs/zzzz/cancel", "", 404),
+        ("POST /v1/queue/explode", "", 404),
+    ],
+)
+def test_a_wrong_request_gets_a_clear_answer(served: House, line: str, body: str, status: int) -> None:
+    request = f"{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    code, answer = asked(served, request)
+    assert code == status
+    assert answer["error"]
+
+
+def test_metrics_are_on_the_control_socket_and_not_on_ollamas_port(served: House) -> None:
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(served.state / "control.sock"))
+        line.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        page = b""
+        while piece := line.recv(65536):
+            page += piece
+    assert b'abliterated_jobs{state="succeeded"}' in page
+    with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(f"{served.url}/metrics", timeout=10):
+        pass
+    with caught.value as answer:
+        assert answer.code == 404
