@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from e2e.daemons import BIN
-from engines import find_engines
+from engines import Engine, engine_parameters, require
 
 pytestmark = pytest.mark.e2e
 
@@ -44,19 +44,14 @@ def check(result: dict[str, object]) -> None:
     assert result["coverage"] == 1.0
 
 
-def test_a_recipe_dropped_a_model_answering_on_the_embedded_engine(tmp_path: Path) -> None:
-    result = tell(tmp_path, "--engine", "embedded")
-    assert result["engine"] == "embedded"
-    check(result)
-
-
-@pytest.mark.real_ollama
-def test_the_same_story_on_a_real_ollama(tmp_path: Path) -> None:
-    real = [engine for engine in find_engines() if engine.binary is not None]
-    if not real:
-        pytest.skip("no real Ollama found (`make ollama` installs one where Go is)")
-    result = tell(tmp_path, "--engine", "ollama", env={"OLLAMA_BIN": str(real[0].binary)})
-    assert result["engine"] == "ollama"
+@pytest.mark.parametrize("engine", engine_parameters())
+def test_a_recipe_dropped_a_model_answering(tmp_path: Path, engine: Engine) -> None:
+    require(engine)
+    if engine.embedded:
+        result = tell(tmp_path, "--engine", "embedded")
+    else:
+        result = tell(tmp_path, "--engine", "ollama", env={"OLLAMA_BIN": str(engine.binary)})
+    assert result["engine"] == ("embedded" if engine.embedded else "ollama")
     check(result)
 
 
