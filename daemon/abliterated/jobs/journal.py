@@ -109,14 +109,19 @@ class Journal:
     def __init__(self, path: Path) -> None:
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
+        except sqlite3.Error as error:
+            raise _unopened(path, error) from error
+        try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
             self._migrate(path)
         except sqlite3.Error as error:
-            raise JournalError(
-                f"{path}: the journal can't be opened ({error})", remedy="Move it away to start afresh"
-            ) from error
+            self._db.close()
+            raise _unopened(path, error) from error
+        except JournalError:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         self._db.close()
@@ -315,6 +320,10 @@ class Journal:
             )
         for number, script in enumerate(MIGRATIONS[version:], version + 1):
             self._db.executescript(f"BEGIN; {script} PRAGMA user_version={number}; COMMIT;")
+
+
+def _unopened(path: Path, error: sqlite3.Error) -> JournalError:
+    return JournalError(f"{path}: the journal can't be opened ({error})", remedy="Move it away to start afresh")
 
 
 def _job(row: tuple[Any, ...]) -> Job:
