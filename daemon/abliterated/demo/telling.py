@@ -55,7 +55,9 @@ class Teller:
         with self._drawn() as drawn:
 
             def draw(job: JobView) -> None:
-                stage = job.stage or job.state
+                stage = job.stage
+                if not stage:
+                    return
                 if stage not in seen:
                     if not self._err.is_terminal:
                         self._err.print(f"  job: {stage}", markup=False)
