@@ -20,7 +20,7 @@ from typing import Any
 from aiohttp import web
 from filelock import FileLock, Timeout
 
-from abliterate.contract.config import Config
+from abliterate.contract.config import Config, local_path
 from abliterate.contract.errors import AbliteratedError, AlreadyRunning, RecipeError
 from abliterate.contract.messages import EngineView, Result, Task
 from abliterate.contract.paths import Home
@@ -204,6 +204,7 @@ class App:
             job=job.id,
             remote_code=self.config.trust.remote_code,
             lock=str(lock),
+            converter=str(local_path(self.config.tools.converter)) if self.config.tools.converter else "",
         )
 
     async def register(self, job: Job, result: Result, out: Path) -> list[str]:

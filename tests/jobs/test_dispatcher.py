@@ -8,6 +8,8 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -19,6 +21,10 @@ from abliterate.contract.states import TERMINAL
 from abliterated.jobs.dispatcher import Dispatcher
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
+from abliterated.pipeline.direction_files import write_direction
+from abliterated.pipeline.directions import direction
+from pipeline.folders import planted_folder
+from pipeline.planted import HIDDEN, REFUSAL
 
 # Needs neither tokenizer nor forward pass; the file is missing, so the run fails as a recipe's error does.
 RECIPE = Recipe(
@@ -39,6 +45,7 @@ class House:
         self.events: list[JobView] = []
         self.changed = asyncio.Event()
         self.prepare_error: Exception | None = None
+        self.source = root / "missing.gguf"
         self.registered: list[str] = []
         self.dispatcher = self.make()
         self.task: asyncio.Task[None] | None = None
@@ -56,7 +63,7 @@ class House:
         return Task(
             recipe=job.recipe,
             base=job.model,
-            source=str(self.root / "missing.gguf"),
+            source=str(self.source),
             work=str(folder / "work"),
             output=str(folder / "out"),
             job=job.id,
@@ -251,3 +258,21 @@ async def test_what_was_being_registered_is_registered_by_the_next_daemon(house:
     assert view.result is not None
     assert view.result.notes == ["registered"]
     assert not product.exists(), "the engine has it now"
+
+
+async def test_a_folder_that_became_no_gguf_is_kept_and_not_registered(house: House) -> None:
+    model = planted_folder(house.root)
+    house.source = model.path
+    vector = np.zeros(HIDDEN)
+    vector[REFUSAL] = 1.0
+    write_direction(house.root / "given.safetensors", direction(vector, origin={}), {})
+    found = Direction(method="file", file=str(house.root / "given.safetensors"))
+    house.start()
+    job_id = await house.add(recipe=msgspec.structs.replace(RECIPE, direction=found))
+    view = await house.until(job_id, lambda one: one.state in TERMINAL)
+    assert view.state == "succeeded", view.failure
+    assert house.registered == []
+    assert view.result is not None
+    assert view.result.format == "safetensors"
+    assert any("converter" in note for note in view.result.notes)
+    assert (house.root / "jobs" / job_id / "out" / view.result.product / "config.json").is_file()

@@ -13,12 +13,9 @@ import pytest
 
 from abliterate.contract.errors import AbliteratedError, Cancelled, ModelError, RecipeError
 from abliterate.contract.messages import Progress, Result, Task
-from abliterate.contract.recipe import Run, recipe_from_table
+from abliterate.contract.recipe import recipe_from_table
 from abliterated.pipeline.directions import direction
-from abliterated.pipeline.loading import load
 from abliterated.pipeline.run import run
-from abliterated.pipeline.source import open_source
-from abliterated.pipeline.watch import Watch
 from abliterated.refuser import files
 from pipeline.planted import REFUSAL, Planted, plant
 
@@ -195,7 +192,6 @@ def test_the_direction_alone_can_be_the_product(planted: Planted) -> None:
         ({"direction": {"method": "layer", "position": -60}}, ModelError, "position -60"),
         ({"prompts": {"system": "be kind", "harmful": "/nowhere.txt"}}, RecipeError, "nowhere"),
         ({"export": {"format": "safetensors"}}, RecipeError, "is a GGUF and stays one"),
-        ({"export": {"format": "adapter"}, "edit": {"norm": "none"}}, RecipeError, "not built yet"),
     ],
 )
 def test_what_can_not_be_done_is_said_before_anything_is_written(
@@ -211,25 +207,6 @@ def test_answers_are_kept_only_where_asked_for(planted: Planted) -> None:
     answers = json.loads((planted.path.parent / "out" / "answers.json").read_text())
     assert answers[0]["verdicts"] == ["refusal", "answer"]
     assert not (planted.path.parent / "work" / "answers.json").exists()
-
-
-def test_a_folder_of_safetensors_becomes_another(planted: Planted, tmp_path: Path) -> None:
-    loaded = load(open_source(planted.path), Run(), Watch())
-    del loaded.model.hf_quantizer, loaded.model.config.quantization_config  # it came from a GGUF, and no longer is one
-    folder = tmp_path / "whole"
-    loaded.model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
-    model = Planted(folder, planted.harmful, planted.harmless)
-    with pytest.raises(RecipeError, match="can't become a GGUF here yet"):
-        go(task(model))
-    result = go(task(model, export={"format": "safetensors"}))
-    assert result.product == "whole-abliterated"
-    assert result.metrics["refusal_before"] == 1.0
-    assert result.metrics["refusal_after"] == 0.0
-    assert result.metrics["harmless_exact"] == 1.0
-    product = tmp_path / "out" / "whole-abliterated"
-    assert json.loads((product / "abliterated.json").read_text())["abliterated.coverage"] == 1.0
-    assert (product / "config.json").is_file()
 
 
 @pytest.mark.skipif(not files().model.is_file(), reason="the refuser is not trained yet")

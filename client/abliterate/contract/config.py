@@ -70,6 +70,12 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tcp: str = ""
 
 
+class Tools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[tools]`: programs of the user's that the pipeline may start."""
+
+    converter: str = ""
+
+
 class Trust(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[trust]`: the only place where remote code can be allowed, by repository and commit."""
 
@@ -85,6 +91,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineSettings = EngineSettings()
     jobs: Jobs = Jobs()
     control: Control = Control()
+    tools: Tools = Tools()
     trust: Trust = Trust()
 
 

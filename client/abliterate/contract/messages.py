@@ -21,7 +21,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     `source`: absolute path of a .gguf (the first part of a split one) or of a folder with safetensors; "" while it
     must still be fetched (`hf:`). `base`: how the user named it. `base_digest`: sha256:… where the engine knows it.
     `work`: where stages lie. `output`: the folder that gets the product and the reports. `lock`: the GPU lock's file,
-    "" for none.
+    "" for none. `converter`: path of the user's converter from a folder to GGUF, "" for none.
     """
 
     recipe: Recipe
@@ -33,6 +33,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     job: str = ""
     remote_code: list[str] = field(default_factory=list)
     lock: str = ""
+    converter: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress", tag_field="event"):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import sys
-import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-from abliterate.contract.errors import DiskError, ModelError, RecipeError
+from abliterate.contract.config import load_config, local_path
+from abliterate.contract.errors import AlreadyRunning, DiskError, ModelError, RecipeError
 from abliterate.contract.messages import Progress, Result, Task
-from abliterate.contract.recipe import Recipe, parse_recipe, target_name
+from abliterate.contract.recipe import Recipe, parse_recipe, recipe_digest, target_name
 
 HELP = "run one recipe in the foreground, without daemon or engine"
 EXAMPLES = """\
@@ -21,15 +23,17 @@ examples:
   abliterated work refuser.toml --out result/
   abliterated work refuser.toml --out result/ --json >summary.json
 
-The folder gets one product (a .gguf, or a folder with config.json) beside the reports. Relative paths in the
-recipe are read from the recipe's own folder. Nothing is registered.
-exit codes: 0 done; 2 wrong recipe; 3 the model can't be used; 4 no room; 70 out of memory; 75 engine away;
-86 stopped."""
+The folder gets one product (a .gguf, or a folder with config.json) beside the reports. A product abliterated
+made there before under that name is replaced; other files are left alone. Relative paths in the recipe are read
+from the recipe's own folder. Nothing is registered. A run that was killed goes on when started again.
+exit codes: 0 done; 2 wrong recipe; 3 the model can't be used; 4 no room; 6 the name is taken in --out;
+70 out of memory; 75 engine away, or another run works in --out; 86 stopped."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="the recipe's TOML file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the product and the reports")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file, for [tools] and [trust]")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -47,19 +51,22 @@ def run(options: argparse.Namespace) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiskError(f"{options.out}: can't be made ({error.strerror})", remedy="Give another --out") from error
+    config = load_config(options.config)
+    converter = config.tools.converter
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     source, digest = resolve(recipe)
-    # Stages live beside the product while it is made: the same filesystem, and nothing of them stays.
-    with tempfile.TemporaryDirectory(dir=options.out, prefix=".work-") as work:
+    with work_folder(options.out.resolve(), recipe) as work:
         task = Task(
             recipe=recipe,
             base=recipe.model,
             base_digest=digest,
             source=source,
-            work=work,
+            work=str(work),
             output=str(options.out.resolve()),
+            remote_code=config.trust.remote_code,
+            converter=str(local_path(converter)) if converter else "",
         )
         from abliterated.pipeline.run import run as run_pipeline
 
@@ -67,6 +74,38 @@ def run(options: argparse.Namespace) -> int:
             result = run_pipeline(task, bar.tell, stop.is_set)
     _print(result, options)
     return 0
+
+
+@contextlib.contextmanager
+def work_folder(out: Path, recipe: Recipe) -> Iterator[Path]:
+    """Where the stages lie: hidden beside the product, on the same filesystem, gone when the run ends.
+
+    A run that was killed leaves it, and the next of the same recipe goes on there. One run a folder at a time.
+    """
+    import fcntl
+
+    folder = out / f".work-{recipe_digest(recipe)[:16]}"
+    held = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(
+                f"{out}: another run works there now", remedy="Wait for it, or give another --out"
+            ) from None
+        for other in out.glob(".work-*"):
+            if other != folder:  # of a run that was killed, and that nobody goes on with
+                shutil.rmtree(other, ignore_errors=True)
+        try:
+            folder.mkdir(exist_ok=True, mode=0o750)
+        except OSError as error:
+            raise DiskError(f"{out}: can't be written ({error.strerror})", remedy="Give another --out") from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(held)
 
 
 def resolve(recipe: Recipe) -> tuple[str, str]:

@@ -272,10 +272,12 @@ class Dispatcher:
             self._publish(self.view(running.job), 0)
 
         status = await follow(running.worker, tell)
-        export = job.recipe.export
+        word = running.worker.word
+        # What was made decides, not what was asked for: a folder becomes no GGUF where no converter is configured.
+        made = word.format if isinstance(word, Result) else ""
         return after_worker(
-            Ended(status, running.worker.word, stopping=self._stopping, cancelled=running.cancelled),
-            registers=export.register and export.format == "gguf",
+            Ended(status, word, stopping=self._stopping, cancelled=running.cancelled),
+            registers=job.recipe.export.register and made == "gguf",
             attempts=job.attempts,
             crashes=job.crashes,
             retries=self._retries,

@@ -46,7 +46,26 @@ KEPT_VARIABLES = [
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_ENDPOINT",
     "XDG_CACHE_HOME",
+]
+# What the one stage that may use the network needs, and only a worker whose model is at a hub gets.
+FETCH_VARIABLES = [
+    "HF_TOKEN",
+    "HF_TOKEN_PATH",
+    "CREDENTIALS_DIRECTORY",
+    "HF_HUB_OFFLINE",
+    "HF_HUB_DOWNLOAD_TIMEOUT",
+    "SSL_CERT_DIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
 ]
 
 
@@ -67,10 +86,15 @@ class Worker:
         return f"{self.pid}:{self.started}"
 
 
-def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a worker gets to see: no tokens, no sockets of the service manager, no network for the hub's libraries."""
-    kept = {key: environ[key] for key in KEPT_VARIABLES if key in environ}
-    return kept | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+def worker_environment(environ: Mapping[str, str], task: Task) -> dict[str, str]:
+    """What a worker gets to see: no sockets of the service manager, no tokens, no network for the hub's libraries.
+
+    One whose model must still be fetched gets the hub's token and may go online; it gives both up after that stage.
+    """
+    fetches = not task.source and task.recipe.model.startswith("hf:")
+    kept = {key: environ[key] for key in KEPT_VARIABLES + FETCH_VARIABLES * fetches if key in environ}
+    offline = {} if fetches else {"HF_HUB_OFFLINE": "1"}
+    return kept | offline | {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
 
 
 async def start_worker(task: Task, folder: Path) -> Worker:
@@ -98,7 +122,7 @@ async def start_worker(task: Task, folder: Path) -> Worker:
             stderr=log,
             start_new_session=True,
             pass_fds=(write_end, parent_read),
-            env=worker_environment(os.environ),
+            env=worker_environment(os.environ, task),
             cwd=folder,
         )
     except OSError as error:

@@ -88,8 +88,9 @@ def be_polite() -> None:
 
 
 def run_task(task: Task, channel: Channel, stop: Stop) -> int:
-    """Run the pipeline under the lock; returns the exit status, after the last word was sent."""
+    """Fetch what is not here, run the pipeline under the lock; returns the exit status, after the last word."""
     try:
+        task, fetching = _here(task, channel, stop)
         if task.lock:
             with device_lock(
                 Path(task.lock),
@@ -114,8 +115,17 @@ def run_task(task: Task, channel: Channel, stop: Stop) -> int:
         message = f"{type(error).__name__}: {error}"
         channel.send(Failure(failure="bug", message=message, remedy="Report it with the job's log (`abliterate logs`)"))
         return 1
-    channel.send(result)
+    channel.send(msgspec.structs.replace(result, seconds=fetching | result.seconds))
     return 0
+
+
+def _here(task: Task, channel: Channel, stop: Stop) -> tuple[Task, dict[str, float]]:
+    """The task with its model on this machine, and the seconds it took. Others may use the device meanwhile."""
+    from abliterated.pipeline.fetching import fetched
+    from abliterated.pipeline.watch import Watch
+
+    watch = Watch(channel.send, stop)
+    return fetched(task, watch), watch.seconds
 
 
 def _pipeline(task: Task, channel: Channel, stop: Stop) -> Result:

@@ -1,15 +1,13 @@
 """The residual stream, read while the prompts go through: at the last positions, on either side of every layer.
 
-Prompts run in batches of like length, padded on the right, where a causal model never looks; prefill only. What is
-read is kept as float32 for one batch, and summed in float64. Does not know what the prompts say.
+What is read is kept as float32 for one batch, and summed in float64. Does not know what the prompts say, or how a
+pass goes through the model (`passes.py`).
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,12 +15,21 @@ from numpy.typing import NDArray
 
 from abliterate.contract.errors import ModelError
 from abliterated.pipeline.loading import Loaded
+from abliterated.pipeline.passes import Pass, Rows, batches, run_pass
 from abliterated.pipeline.watch import Watch
 
-Rows = Sequence[tuple[int, ...]]
-
-# Tokens that go through the model at once: enough to keep two cores or a GPU busy, little enough to fit.
-TOKENS_AT_ONCE: Final = {"cpu": 2048, "cuda": 16384, "mps": 4096}
+__all__ = [
+    "Means",
+    "Reading",
+    "Rows",
+    "batches",
+    "check_finite",
+    "next_logits",
+    "read_streams",
+    "streams_alone",
+    "sum_streams",
+    "tail_logits",
+]
 
 
 @dataclass(frozen=True)
@@ -43,46 +50,41 @@ class Means:
     count: int
 
 
-def decoder_layers(model: Any) -> list[torch.nn.Module]:
-    """The model's layers, from the first to the last."""
-    config = model.config.get_text_config()
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers:
-            return list(module)
-    raise ModelError(
-        f"can't find the layers of a {model.config.model_type} model", remedy="Give a direction from a file"
-    )
-
-
-def batches(rows: Rows, device: torch.device, *, tokens: int = 0) -> list[list[int]]:
-    """Row numbers in batches, the longest first: what fits at first fits to the end."""
-    limit = tokens or TOKENS_AT_ONCE[device.type]
-    order = sorted(range(len(rows)), key=lambda row: (-len(rows[row]), row))
-    found: list[list[int]] = []
-    for row in order:
-        if found and (len(found[-1]) + 1) * len(rows[found[-1][0]]) <= limit:
-            found[-1].append(row)
-        else:
-            found.append([row])
-    return found
-
-
 def read_streams(
-    loaded: Loaded, rows: Rows, positions: Sequence[int], convention: str, watch: Watch, message: str
+    loaded: Loaded,
+    rows: Rows,
+    positions: Sequence[int],
+    convention: str,
+    watch: Watch,
+    message: str,
+    *,
+    depth: int = 0,
 ) -> Iterator[Reading]:
-    """Every batch's residual streams at these positions (-1: the last token), all layers. NaN or Inf: ModelError."""
-    layers = decoder_layers(loaded.model)
-    done = 0
-    for batch in batches(rows, loaded.device):
-        lengths = torch.tensor([len(rows[row]) for row in batch], device=loaded.device)
-        places = (lengths[:, None] + torch.tensor(positions, device=loaded.device)[None, :]).clamp(min=0)
-        with Tap(layers, places, convention) as tap:
-            logits = next_logits(loaded, [rows[row] for row in batch])
-        streams = tap.streams()
-        check_finite(loaded, streams)
-        yield Reading(batch, streams, torch.log_softmax(logits, dim=-1))
-        done += len(batch)
-        watch.step(done, len(rows), "prompts", message)
+    """Every batch's residual streams at these positions (-1: the last token), in the first `depth` layers (0: all).
+
+    NaN or Inf: ModelError.
+    """
+    asked = Pass(rows, tail=1, positions=tuple(positions), convention=convention, depth=depth)
+    for part in run_pass(loaded, asked, watch, message):
+        assert part.streams is not None and part.logits is not None
+        check_finite(loaded, part.streams)
+        if bool(torch.isnan(part.logits).any()):
+            raise ModelError(
+                f"{loaded.source.name} computes NaN behind layer {part.streams.shape[1] - 1}",
+                remedy='Set run.dtype = "float32"; if it stays, the weights are broken',
+            )
+        yield Reading(part.rows, part.streams, torch.log_softmax(part.logits[:, 0], dim=-1))
+
+
+def streams_alone(
+    loaded: Loaded, rows: Rows, positions: Sequence[int], place: tuple[str, int], watch: Watch, message: str
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Rows and their streams in the first layers, `place` = (convention, depth); what lies behind is not computed."""
+    asked = Pass(rows, tail=0, positions=tuple(positions), convention=place[0], depth=place[1])
+    for part in run_pass(loaded, asked, watch, message):
+        assert part.streams is not None
+        check_finite(loaded, part.streams)
+        yield part.rows, part.streams
 
 
 def sum_streams(total: NDArray[np.float64] | None, streams: torch.Tensor) -> NDArray[np.float64]:
@@ -107,67 +109,11 @@ def next_logits(loaded: Loaded, rows: Rows) -> torch.Tensor:
     return tail_logits(loaded, rows, 1)[:, 0]
 
 
-@torch.inference_mode()
-def tail_logits(loaded: Loaded, rows: Rows, tail: int) -> torch.Tensor:
-    """Each row's logits at its last `tail` positions, float32 (rows, tail, vocabulary); rows padded on the right."""
-    device = loaded.device
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
-    for line, row in enumerate(rows):
-        ids[line, : len(row)] = torch.tensor(row)
-    lengths = torch.tensor([len(row) for row in rows])
-    places = lengths[:, None] + torch.arange(-tail, 0)[None, :]
-    wanted, inverse = torch.unique(places, return_inverse=True)
-    options: dict[str, Any] = {"use_cache": False}
-    sparse = _takes(loaded.model, "logits_to_keep")
-    if sparse:
-        options["logits_to_keep"] = wanted.to(device)
-    logits: torch.Tensor = loaded.model(input_ids=ids.to(device), **options).logits
-    column = (inverse if sparse else places).to(device)
-    return logits[torch.arange(len(rows), device=device)[:, None], column].float()
-
-
-class Tap:
-    """While open, keeps what passes before or after each layer, at each row's own places (rows, positions)."""
-
-    def __init__(self, layers: Sequence[torch.nn.Module], places: torch.Tensor, convention: str) -> None:
-        self.layers, self.places, self.convention = layers, places, convention
-        self._kept: list[torch.Tensor] = []
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> Tap:
-        for layer in self.layers:
-            if self.convention == "input":
-                self._hooks.append(layer.register_forward_pre_hook(self._before, with_kwargs=True))
-            else:
-                self._hooks.append(layer.register_forward_hook(self._after))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def streams(self) -> torch.Tensor:
-        """(rows, layers, positions, hidden) float32."""
-        return torch.stack(self._kept, dim=1)
-
-    def _before(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._keep(args[0] if args else kwargs["hidden_states"])
-
-    def _after(self, _: torch.nn.Module, __: Any, output: Any) -> None:
-        self._keep(stream_of(output))
-
-    def _keep(self, stream: torch.Tensor) -> None:
-        places = self.places.to(stream.device)
-        lines = torch.arange(stream.shape[0], device=stream.device)[:, None]
-        self._kept.append(stream[lines, places].float().to(self.places.device))
-
-
-def stream_of(output: Any) -> torch.Tensor:
-    """The tensor a module gave out, be it alone or the first of several."""
-    found: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
-    return found
-
-
-def _takes(model: Any, argument: str) -> bool:
-    return argument in inspect.signature(model.forward).parameters
+def tail_logits(loaded: Loaded, rows: Rows, tail: int, watch: Watch | None = None) -> torch.Tensor:
+    """Each row's logits at its last `tail` positions, float32 (rows, tail, vocabulary)."""
+    found: list[tuple[list[int], torch.Tensor]] = []
+    for part in run_pass(loaded, Pass(rows, tail=tail), watch or Watch()):
+        assert part.logits is not None
+        found.append((part.rows, part.logits))
+    order = torch.tensor([row for numbers, _ in found for row in numbers]).argsort()
+    return torch.cat([logits for _, logits in found])[order]

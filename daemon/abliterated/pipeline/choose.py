@@ -8,7 +8,7 @@ must bring refusal about (induce). Prefill only. Does not know files or weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ import torch
 
 from abliterate.contract.errors import ModelError
 from abliterate.contract.recipe import Direction, Recipe
-from abliterated.pipeline.activations import Rows, batches, decoder_layers, tail_logits
+from abliterated.pipeline.activations import tail_logits
 from abliterated.pipeline.contributions import Ablation, Addition, Contributions, find_contributions
 from abliterated.pipeline.directions import (
     Float64,
@@ -31,8 +31,10 @@ from abliterated.pipeline.directions import (
 from abliterated.pipeline.generation import greedy
 from abliterated.pipeline.loading import Loaded
 from abliterated.pipeline.measure import Behaviour, Measured, measure, observe, streams_at
+from abliterated.pipeline.passes import Changing, Pass, Rows, run_pass
 from abliterated.pipeline.prompts import PromptSets
 from abliterated.pipeline.rendering import Renderer
+from abliterated.pipeline.taps import decoder_layers
 from abliterated.pipeline.watch import Watch
 
 LAST_LAYER: Final = 0.8
@@ -75,6 +77,7 @@ def find_direction(loaded: Loaded, renderer: Renderer, prompts: PromptSets, reci
         positions=renderer.positions if asked.method == "auto" else (asked.position,),
         convention=asked.convention,
         orthogonalize=asked.orthogonalize,
+        depth=_depth(asked, loaded.source.layers),
         watch=watch,
     )
     if not np.any(measured.directions):
@@ -97,7 +100,7 @@ def find_direction(loaded: Loaded, renderer: Renderer, prompts: PromptSets, reci
 
 def _candidates(asked: Direction, measured: Measured) -> list[Candidate]:
     """What is to be tried, in order."""
-    layers = measured.directions.shape[0]
+    layers = measured.layers
     if asked.index != "auto":
         if not 0 <= asked.index <= layers - 1:
             raise ModelError(
@@ -109,12 +112,24 @@ def _candidates(asked: Direction, measured: Measured) -> list[Candidate]:
         wanted = asked.layer if isinstance(asked.layer, list) else [asked.layer]
         found = [Candidate(float(layer_number(layer, layers)), measured.positions[0]) for layer in wanted]
     else:
-        below = max(1, math.ceil(LAST_LAYER * layers))
+        below = len(measured.directions)
         found = [Candidate(float(layer), position) for position in measured.positions for layer in range(below)]
     real = [candidate for candidate in dict.fromkeys(found) if np.any(_vector(measured, candidate))]
     if not real:
         raise same_means()
     return real
+
+
+def _depth(asked: Direction, layers: int) -> int:
+    """How many layers' streams the candidates need."""
+    if asked.method == "per-layer":
+        return layers
+    if asked.index != "auto":
+        return max(1, min(layers, math.ceil(asked.index) + 1))
+    if asked.method == "layer":
+        wanted = asked.layer if isinstance(asked.layer, list) else [asked.layer]
+        return 1 + max(layer_number(layer, layers) for layer in wanted)
+    return max(1, math.ceil(LAST_LAYER * layers))
 
 
 def layer_number(layer: float | int, layers: int) -> int:
@@ -182,8 +197,8 @@ class _Trial:
         # Teacher forcing: the position before each token of the answer predicts it.
         answered = [row + answer[:-1] for row, answer in zip(harmless, begun, strict=True)]
         lengths = tuple(max(1, len(answer)) for answer in begun)
-        base = torch.cat([_log_probabilities(loaded, [row]) for row in answered])
-        contributions = find_contributions(loaded, max(harmful, key=len))
+        base = torch.log_softmax(tail_logits(loaded, answered, KL_TOKENS, watch), dim=-1)
+        contributions = find_contributions(loaded, max(harmful, key=len), watch)
         return cls(loaded, contributions, behaviour, measured, watch, harmful, harmless, answered, lengths, base)
 
     def ranked(self, candidates: list[Candidate], *, induce_first: bool) -> tuple[list[Candidate], tuple[str, ...]]:
@@ -235,16 +250,15 @@ class _Trial:
             behind = [round(one.layer) for one in candidates]
         vectors = torch.stack([self._shift(one) for one in candidates])
         scores = np.zeros((len(candidates), len(self.harmless)))
-        done = 0
-        for pairs in self._pairs(len(candidates), self.harmless):
-            numbers = [number for number, _ in pairs]
+
+        def adding(numbers: list[int]) -> Addition:
             where = torch.tensor([behind[number] for number in numbers], device=self.loaded.device)
-            with Addition(layers, vectors[numbers], where):
-                logits = tail_logits(self.loaded, [self.harmless[row] for _, row in pairs], 1)[:, 0]
-            found = self.behaviour.scores(torch.log_softmax(logits, dim=-1)).cpu()
+            return Addition(layers, vectors[numbers], where)
+
+        place = (0, scores.size, "inducing refusal")
+        for pairs, logits in self._tried(len(candidates), self.harmless, 1, adding, place):
+            found = self.behaviour.scores(torch.log_softmax(logits[:, 0], dim=-1)).cpu()
             scores[tuple(zip(*pairs, strict=True))] = found
-            done += len(pairs)
-            self.watch.step(done, scores.size, "prompts", "inducing refusal")
         return [replace(one, induce=float(scores[number].mean())) for number, one in enumerate(candidates)]
 
     def _shift(self, candidate: Candidate) -> torch.Tensor:
@@ -258,23 +272,24 @@ class _Trial:
         """Batches of (candidate, row) pairs, each with its logits under that candidate's ablation."""
         found = np.stack([_vector(self.measured, one) for one in candidates]).astype(np.float32)
         vectors = torch.from_numpy(found).to(self.loaded.device)[:, None, :]
-        done = place[0]
-        for pairs in self._pairs(len(candidates), rows):
-            with Ablation(self.contributions, vectors[[number for number, _ in pairs]]):
-                logits = tail_logits(self.loaded, [rows[row] for _, row in pairs], tail)
-            yield pairs, logits
-            done += len(pairs)
-            self.watch.step(done, place[1], "prompts", place[2])
+        yield from self._tried(
+            len(candidates), rows, tail, lambda numbers: Ablation(self.contributions, vectors[numbers]), place
+        )
 
-    def _pairs(self, candidates: int, rows: Rows) -> list[list[tuple[int, int]]]:
-        """Every candidate with every row, in batches of like length."""
+    def _tried(
+        self, candidates: int, rows: Rows, tail: int, changing: Changing, place: tuple[int, int, str]
+    ) -> Iterator[tuple[list[tuple[int, int]], torch.Tensor]]:
+        """Every candidate with every row, all in one pass."""
         pairs = [(number, row) for row in range(len(rows)) for number in range(candidates)]
-        together = batches([rows[row] for _, row in pairs], self.loaded.device)
-        return [[pairs[number] for number in batch] for batch in together]
-
-
-def _log_probabilities(loaded: Loaded, rows: Rows) -> torch.Tensor:
-    return torch.log_softmax(tail_logits(loaded, rows, KL_TOKENS), dim=-1)
+        asked = Pass(
+            [rows[row] for _, row in pairs],
+            tail=tail,
+            variants=tuple(number for number, _ in pairs),
+            changing=changing,
+        )
+        for part in run_pass(self.loaded, asked, self.watch, place[2], place[:2]):
+            assert part.logits is not None
+            yield [pairs[number] for number in part.rows], part.logits
 
 
 def _origin(asked: Direction, prompts: PromptSets, behaviour: Behaviour, measured: Measured) -> dict[str, Any]:
@@ -282,7 +297,7 @@ def _origin(asked: Direction, prompts: PromptSets, behaviour: Behaviour, measure
     return {
         "method": asked.method,
         "convention": asked.convention,
-        "layers": int(measured.directions.shape[0]),
+        "layers": measured.layers,
         "orthogonalized": asked.orthogonalize,
         "harmful_prompts": measured.harmful.count,
         "harmless_prompts": measured.harmless.count,

@@ -16,8 +16,10 @@ from typing import Any, Final
 import torch
 
 from abliterate.contract.errors import ModelError
-from abliterated.pipeline.activations import decoder_layers, stream_of, tail_logits
+from abliterated.pipeline.activations import tail_logits
 from abliterated.pipeline.loading import Loaded
+from abliterated.pipeline.taps import decoder_layers, stream_of
+from abliterated.pipeline.watch import Watch
 
 # How much of a layer's change may stay unexplained: rounding of the sums in the model's own precision.
 UNEXPLAINED: Final = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
@@ -39,11 +41,12 @@ class Contributions:
     layers: tuple[tuple[Contribution, ...], ...]
 
 
-def find_contributions(loaded: Loaded, probe: tuple[int, ...]) -> Contributions:
+def find_contributions(loaded: Loaded, probe: tuple[int, ...], watch: Watch | None = None) -> Contributions:
     """Find them, by one pass of `probe`. ModelError where a layer's output can't be explained."""
     layers = decoder_layers(loaded.model)
     found = []
-    for number, seen in enumerate(_observe(loaded, layers, probe)):
+    seen_layers, gains = _observe(loaded, layers, probe, watch)
+    for number, seen in enumerate(seen_layers):
         limit = UNEXPLAINED.get(loaded.model.dtype, 4e-2)
         parts = _explain(*seen, limit)
         if parts is None:
@@ -51,7 +54,7 @@ def find_contributions(loaded: Loaded, probe: tuple[int, ...]) -> Contributions:
                 f"can't tell what layer {number} of a {loaded.source.architecture} model adds to the residual stream",
                 remedy='Set direction.method = "layer", or give a direction file',
             )
-        found.append(tuple(Contribution(part, _gain(part, loaded)) for part in parts))
+        found.append(tuple(Contribution(part, gains.get(part)) for part in parts))
     return Contributions(tuple(found))
 
 
@@ -71,13 +74,13 @@ class Ablation:
             if contribution.gain is None:
                 self._hooks.append(module.register_forward_hook(_removing_from_output(vectors)))
             else:
-                seen = _through(vectors, contribution.gain.to(vectors.device))
-                self._hooks.append(module.register_forward_pre_hook(_removing_from_input(seen)))
+                self._hooks.append(module.register_forward_pre_hook(_removing_from_input(vectors, contribution.gain)))
         return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._hooks.clear()
 
 
 def _removing_from_output(vectors: torch.Tensor) -> Any:
@@ -88,9 +91,9 @@ def _removing_from_output(vectors: torch.Tensor) -> Any:
     return hook
 
 
-def _removing_from_input(vectors: torch.Tensor) -> Any:
+def _removing_from_input(vectors: torch.Tensor, gain: torch.Tensor) -> Any:
     def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> Any:
-        return (_without(args[0], vectors), *args[1:])
+        return (_without(args[0], _through(vectors, gain.to(vectors.device))), *args[1:])
 
     return hook
 
@@ -109,6 +112,8 @@ def _without(stream: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
 
 def _through(vectors: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
     """The directions a norm's input must lose for its output to lose `vectors`: v·(γ ⊙ o) = (γ ⊙ v)·o."""
+    if vectors.shape[-2] == 1:
+        return torch.nn.functional.normalize(vectors * gain, dim=-1)
     basis: torch.Tensor = torch.linalg.qr((vectors * gain).double().transpose(-1, -2))[0]
     return basis.transpose(-1, -2).float()
 
@@ -142,6 +147,7 @@ class Addition:
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._hooks.clear()
 
 
 def _adding(vectors: torch.Tensor) -> Any:
@@ -156,8 +162,13 @@ def _adding(vectors: torch.Tensor) -> Any:
 _Seen = tuple[torch.Tensor, torch.Tensor, list[tuple[torch.nn.Module, torch.Tensor]]]
 
 
-def _observe(loaded: Loaded, layers: Sequence[torch.nn.Module], probe: tuple[int, ...]) -> list[_Seen]:
-    """For each layer: its input, its output, and what each of its parts gave out, as rows of float64."""
+def _observe(
+    loaded: Loaded, layers: Sequence[torch.nn.Module], probe: tuple[int, ...], watcher: Watch | None
+) -> tuple[list[_Seen], dict[torch.nn.Module, torch.Tensor]]:
+    """For each layer: its input, its output, and what each of its parts gave out, as rows of float64; and the gains
+    of those parts that are norms, read while they have their weights."""
+    gains: dict[torch.nn.Module, torch.Tensor] = {}
+    probing = [False]
     inputs: dict[int, torch.Tensor] = {}
     outputs: dict[int, torch.Tensor] = {}
     parts: list[list[tuple[torch.nn.Module, torch.Tensor]]] = [[] for _ in layers]
@@ -175,11 +186,18 @@ def _observe(loaded: Loaded, layers: Sequence[torch.nn.Module], probe: tuple[int
             outputs[number] = flat(stream_of(output))
 
         def part(module: torch.nn.Module, _: Any, output: Any) -> None:
+            if probing[0]:
+                return
             stream = stream_of(output)
             if isinstance(stream, torch.Tensor) and stream.numel() == inputs[number].numel() * len(probe) // (
                 len(probe) - 1
             ):
                 parts[number].append((module, flat(stream)))
+                probing[0] = True
+                gain = _gain(module, loaded)
+                probing[0] = False
+                if gain is not None:
+                    gains[module] = gain
 
         hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True))
         hooks.append(layer.register_forward_hook(after))
@@ -188,11 +206,11 @@ def _observe(loaded: Loaded, layers: Sequence[torch.nn.Module], probe: tuple[int
     for number, layer in enumerate(layers):
         watch(number, layer)
     try:
-        tail_logits(loaded, [probe], 1)
+        tail_logits(loaded, [probe], 1, watcher)
     finally:
         for hook in hooks:
             hook.remove()
-    return [(inputs[number], outputs[number], parts[number]) for number in range(len(layers))]
+    return [(inputs[number], outputs[number], parts[number]) for number in range(len(layers))], gains
 
 
 def _explain(

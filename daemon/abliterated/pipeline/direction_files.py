@@ -1,8 +1,8 @@
 """Direction files: what other tools write is read, and what we write they read.
 
-Read: `.pt` (never unpickled beyond tensors) and `.safetensors` of (H,), (1, H), (H, 1) or (H, k), and a dictionary
-with `per_layer` and `directions` (L, H). Written: one float32 vector (H,), or (H, k), or per layer (L, H), with a JSON
-sidecar that says how it was found. Does not know models.
+Read: `.pt` (never unpickled beyond tensors) and `.safetensors` of (H,), (1, H), (H, 1) or (H, k), a dictionary with
+`per_layer` and `directions` (L, H), and one of tensors by layer number. Written: one float32 vector (H,), or (H, k), or
+per layer (L, H), with a JSON sidecar that says how it was found. Does not know models.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ def read_direction(path: Path, hidden_size: int, layers: int) -> RefusalDirectio
     else:
         raise RecipeError(f"{path.name} is no direction file", remedy="Give a .pt or .safetensors file")
     per_layer = bool(facts.get("per_layer", False)) and str(facts["per_layer"]).lower() != "false"
+    if tensors and all(name.isdecimal() for name in tensors):
+        tensors, per_layer = {MANY: _by_number(path, tensors, layers)}, True
     name = next((name for name in (ONE, MANY, *tensors) if name in tensors), None)
-    if name is None:
-        raise ModelError(f"{path.name} holds no tensor", remedy="Give a file with one direction")
+    if name is None or (len(tensors) > 1 and name not in (ONE, MANY)):
+        held = "no tensor" if name is None else f"{len(tensors)} tensors, and none is called {ONE}"
+        raise ModelError(f"{path.name} holds {held}", remedy="Give a file with one direction")
     origin = {"method": "file", **_sidecar(path)}
     origin["method"] = "file"
     return direction(_shaped(path, tensors[name], hidden_size, layers, per_layer), origin=origin, per_layer=per_layer)
@@ -79,6 +82,16 @@ def _shaped(path: Path, found: Float64, hidden_size: int, layers: int, per_layer
     if found.ndim == 2 and found.shape == (1, hidden_size):
         return found
     raise _misfit(path, found, f"({hidden_size},)")
+
+
+def _by_number(path: Path, tensors: Mapping[str, Float64], layers: int) -> Float64:
+    """Tensors named by their layers, 0 … , as one."""
+    numbered = {int(name): tensor.reshape(-1) for name, tensor in tensors.items()}
+    missing = sorted(set(range(layers)) - set(numbered))
+    if missing or len({len(tensor) for tensor in numbered.values()}) > 1:
+        what = f"no direction for layer {missing[0]}" if missing else "directions of different widths"
+        raise ModelError(f"{path.name} holds {what}", remedy="Measure the directions on this model")
+    return np.stack([numbered[layer] for layer in sorted(numbered)])
 
 
 def _misfit(path: Path, found: Float64, wanted: str) -> ModelError:

@@ -26,7 +26,7 @@ Norm: TypeAlias = Literal["columns", "rows", "none"]
 # nothing but rounding noise is left there to scale.
 NOTHING_LEFT: Final = 1e-5
 
-BLOCK: Final = 1 << 20  # numbers handled at a time
+BLOCK: Final = 1 << 17  # numbers handled at a time: a few such blocks of float32 fit into a core's cache
 MOST_ROWS: Final = 256
 
 
@@ -166,22 +166,30 @@ class Projection:
             rest = 1.0 - lost / np.where(self._squares > 0, self._squares, 1.0)
             self._columns = _inverse_root(rest)
 
-    def apply(self, first: int, block: Float32) -> Float32:
-        """The second pass: rows `first` … of W'."""
-        part = self.vectors[:, first : first + len(block)]
+    def apply(self, at: slice | NDArray[np.intp], block: Float32) -> Float32:
+        """The second pass: the rows `at` of W'."""
+        part = self.vectors[:, at]
         strength = np.float32(self.strength)
         if self.norm != "rows":
             edited = _without(block, strength * part, self.share)
             if self._columns is not None:
                 edited *= self._columns
             return edited
-        lengths = self._lengths[first : first + len(block)]
+        lengths = self._lengths[at]
         seen = np.einsum("ij,kj->ik", block, self._toward) / lengths[:, None]  # b = Ŵ aᵀ, (rows, k)
         rest = 1.0 - 2.0 * strength * np.einsum("ki,ik->i", part, seen)
         rest += strength**2 * np.einsum("ki,km,mi->i", part, self._gram, part)
         edited = _without(block, strength * (part * lengths), self._toward)
         edited *= _inverse_root(rest)[:, None]
         return edited
+
+    def remains(self) -> Float64 | None:
+        """V W', known without W' from the sums alone; None where rows keep their lengths, which mixes the columns."""
+        if self.norm == "rows":
+            return None
+        rows = self.vectors.astype(np.float64)
+        left: Float64 = self._share - self.strength * (rows @ rows.T) @ self.share
+        return left if self._columns is None else left * self._columns
 
     @property
     def finite(self) -> bool:
@@ -203,7 +211,8 @@ def along(vectors: Float32, block: Float32) -> Float32:
 
 def _without(block: Float32, vectors: Float32, share: Float32) -> Float32:
     """W - Vᵀ a, one outer product a direction."""
-    rest: Float32 = block - vectors[0][:, None] * share[0]
+    rest: Float32 = vectors[0][:, None] * share[0]
+    np.subtract(block, rest, out=rest)
     for row, part in zip(vectors[1:], share[1:], strict=True):
         rest -= row[:, None] * part
     return rest
@@ -223,7 +232,10 @@ def edit_matrix(matrix: Float32, vectors: Float32, strength: float, norm: Norm) 
     for at in blocks:
         projection.add(projection.partial(at.start, matrix[at]))
     projection.finish()
-    return np.concatenate([projection.apply(at.start, matrix[at]) for at in blocks])
+    edited = np.empty_like(matrix)
+    for at in blocks:
+        edited[at] = projection.apply(at, matrix[at])
+    return edited
 
 
 def row_blocks(rows: int, columns: int) -> list[slice]:

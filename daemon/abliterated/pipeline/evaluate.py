@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from abliterate.contract.recipe import Evaluate
-from abliterated.pipeline.activations import batches, tail_logits
+from abliterated.pipeline.activations import tail_logits
 from abliterated.pipeline.generation import greedy
 from abliterated.pipeline.loading import Loaded
 from abliterated.pipeline.prompts import PromptSets
@@ -78,15 +78,8 @@ def ask(loaded: Loaded, renderer: Renderer, asked: Asked, evaluate: Evaluate, wa
     harmful, harmless = renderer.all_tokens(asked.harmful), renderer.all_tokens(asked.harmless)
     found = greedy(loaded, [*harmful, *harmless], evaluate.tokens, watch, f"asking {whom}")
     texts = [loaded.tokenizer.decode(answer, skip_special_tokens=True) for answer in found]
-    first: NDArray[np.float32] | None = None
-    for batch in batches(harmless, loaded.device):
-        watch.check()
-        logits = tail_logits(loaded, [harmless[row] for row in batch], 1)[:, 0]
-        rows = torch.log_softmax(logits, dim=-1).cpu().numpy()
-        if first is None:
-            first = np.empty((len(harmless), rows.shape[1]), dtype=np.float32)
-        first[batch] = rows
-    assert first is not None
+    logits = tail_logits(loaded, harmless, 1, watch)[:, 0]
+    first: NDArray[np.float32] = torch.log_softmax(logits, dim=-1).cpu().numpy()
     cut = len(harmful)
     return Answers(tuple(texts[:cut]), tuple(texts[cut:]), first, sum(len(answer) for answer in found))
 

@@ -1,6 +1,7 @@
 """Greedy answers, many at once, with the model's cache; each ends where the model ends it.
 
-Prompts are padded on the left. Does not know what an answer means.
+Prompts are padded on the left. A streamed model answers through its engine, which reads the weights once for each
+token of all answers. Does not know what an answer means.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from typing import Any, Final
 
 import torch
 
-from abliterated.pipeline.activations import Rows, batches
 from abliterated.pipeline.loading import Loaded
+from abliterated.pipeline.passes import Rows, batches
 from abliterated.pipeline.watch import Watch
 
 # Positions a batch may hold in its cache, prompts and answers together.
@@ -20,6 +21,8 @@ CACHED: Final = {"cpu": 16384, "cuda": 65536, "mps": 16384}
 
 def greedy(loaded: Loaded, rows: Rows, tokens: int, watch: Watch, message: str) -> list[tuple[int, ...]]:
     """Each row's greedy continuation, at most `tokens` long, without the token that ends it."""
+    if loaded.engine is not None:
+        return loaded.engine.decode(rows, tokens, loaded.stop_tokens, watch, message)
     answers: list[tuple[int, ...]] = [()] * len(rows)
     longest = max((len(row) for row in rows), default=0)
     together = max(1, CACHED[loaded.device.type] // (longest + tokens))

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 
 from abliterated.pipeline.gguf_file import GgufFile
+from abliterated.pipeline.split_gguf import SplitSource, read_model
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
 # Gemmas whose attention is scaled by the width of a head as it would be, not as it is: told by their depth.
@@ -24,13 +25,13 @@ def correct(structure: GgufFile, model: Any) -> None:
 
 def _rope_factors(structure: GgufFile, model: Any) -> None:
     """Llama 3's rotary scaling, which a GGUF holds as a tensor of divisors."""
-    found = next((tensor for tensor in structure.tensors if tensor.name == ROPE_FACTORS), None)
+    stored = read_model(structure.path)
+    found = next((tensor for tensor in stored.whole.tensors if tensor.name == ROPE_FACTORS), None)
     rotary = getattr(getattr(model, "model", None), "rotary_emb", None)
     if found is None or rotary is None or found.type.name != "F32":
         return
-    with structure.path.open("rb") as file:
-        file.seek(found.start)
-        factors = torch.frombuffer(bytearray(file.read(found.size)), dtype=torch.float32)
+    with SplitSource(stored, lambda: False) as source:
+        factors = torch.from_numpy(source.array(found.start, found.size).view("<f4"))
     for name in ("inv_freq", "original_inv_freq"):
         frequencies = getattr(rotary, name, None)
         if isinstance(frequencies, torch.Tensor) and frequencies.numel() == factors.numel():

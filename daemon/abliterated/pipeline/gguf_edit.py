@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,17 +17,17 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from abliterate.contract.errors import ModelError
 from abliterate.contract.recipe import Edit
 from abliterated.pipeline import gguf_header
 from abliterated.pipeline.directions import RefusalDirection
 from abliterated.pipeline.edit import Float32
 from abliterated.pipeline.edit_report import EditReport, TensorEdit
-from abliterated.pipeline.gguf_file import GgufFile, Tensor, padded, read_gguf, row_bytes, split_parts
+from abliterated.pipeline.gguf_file import GgufFile, Tensor, padded, row_bytes
 from abliterated.pipeline.lattice import LAYOUTS
 from abliterated.pipeline.mixes import MIXES, known_mix, wanted_type
 from abliterated.pipeline.quantize import FLOATS, dequantize
 from abliterated.pipeline.safe_write import CHUNK, Output, Source, check, need_space
+from abliterated.pipeline.split_gguf import Model, SplitSource, all_outputs, part_paths, read_model
 from abliterated.pipeline.streamed_edit import Plan, StreamedEdit, check_direction, make_plan
 from abliterated.pipeline.tensor_edit import requantise
 from abliterated.pipeline.writers import gguf_census
@@ -63,27 +64,26 @@ def edit_gguf(
     metadata: Mapping[str, Any] | None,
     progress: Callable[[int, int], None],
     cancelled: Callable[[], bool],
+    keep_split: bool = False,
 ) -> EditReport:
     """Write `target`, the model of `source` with its writers edited. Progress is in bytes of the source.
+
+    A split source becomes one file, or with `keep_split` as many parts as it has, named as `part_paths` says.
 
     Raises ModelError, DiskError, Cancelled; then no trace of the target is left.
     """
     mix = known_mix(quantize)
-    structure = read_gguf(source)
-    if len(split_parts(source, structure)) > 1:
-        raise ModelError(
-            f"{source.name} is the first of several parts, which can't be edited yet",
-            remedy="Merge them first: llama-gguf-split --merge FIRST.gguf WHOLE.gguf",
-        )
-    plan = plan_edit(structure, direction, edit, allow_partial=allow_partial)
+    model = read_model(source)
+    plan = plan_edit(model.whole, direction, edit, allow_partial=allow_partial)
     check(cancelled)
     keys = dict(metadata or {})
     if mix:
         keys["general.file_type"] = int(MIXES[mix][2])
-    types = {tensor.name: wanted_type(mix, tensor, len(plan.strengths)) for tensor in structure.tensors}
-    need_space(target, _most(structure, plan, types))
-    with Source(source, cancelled) as stored, Output(target) as output:
-        return _write(structure, plan, types, keys, stored, output, progress)
+    types = {tensor.name: wanted_type(mix, tensor, len(plan.strengths)) for tensor in model.whole.tensors}
+    need_space(target, _most(model.whole, plan, types))
+    targets = part_paths(target, len(model.parts)) if keep_split and model.is_split else (target,)
+    with SplitSource(model, cancelled) as stored, all_outputs(targets) as outputs:
+        return _write(model, plan, types, keys, stored, outputs, progress)
 
 
 def _rows(stored: Source, tensor: Tensor) -> Iterator[NDArray[np.uint8]]:
@@ -106,18 +106,47 @@ def _most(structure: GgufFile, plan: Plan, types: Mapping[str, Type]) -> int:
     return total
 
 
+@dataclass
+class _Draft:
+    """A file being written: its place for the header is free until all tensors are placed."""
+
+    structure: GgufFile
+    keys: dict[str, Any]
+    raw: bytes
+    output: Output
+    placed: list[tuple[Tensor, Type, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.start = gguf_header.header_size(self.structure, self.keys, self.raw)
+        self.output.seek(self.start)
+
+    def place(self, tensor: Tensor, kind: Type, offset: int) -> None:
+        """What was written from `offset` on is that tensor."""
+        self.placed.append((tensor, kind, offset - self.start))
+        end = self.output.at - self.start
+        self.output.write(bytes(padded(end, self.structure.alignment) - end))
+
+    def finish(self, report: EditReport) -> None:
+        """The header, now that everything it tells is known."""
+        keys = gguf_header.with_results(self.keys, report)
+        front = gguf_header.header(self.structure, keys, self.raw, self.placed)
+        assert len(front) == self.start, "the header's length may not depend on the results"
+        self.output.seek(0)
+        self.output.write(front)
+
+
 def _write(
-    structure: GgufFile,
+    model: Model,
     plan: Plan,
     types: Mapping[str, Type],
-    keys: Mapping[str, Any],
+    keys: dict[str, Any],
     stored: Source,
-    output: Output,
+    outputs: Sequence[Output],
     progress: Callable[[int, int], None],
 ) -> EditReport:
-    """Data first, then the header before them."""
-    tensors = {tensor.name: tensor for tensor in structure.tensors}
-    done, total = 0, sum(tensor.size for tensor in structure.tensors)
+    """Data first, then the headers before them; into one output, or into as many as the model has parts."""
+    tensors = {tensor.name: tensor for tensor in model.whole.tensors}
+    done, total = 0, sum(tensor.size for tensor in tensors.values())
 
     def advance(count: int) -> None:
         nonlocal done
@@ -128,34 +157,34 @@ def _write(
         tensor = tensors[name]
         return dequantize(stored.array(tensor.start, tensor.size).reshape(1, -1), tensor.type).reshape(-1)
 
-    raw = stored.array(0, structure.data_start).tobytes()
-    start = gguf_header.header_size(structure, keys, raw)
-    output.seek(start)
-    editor, chosen, content = StreamedEdit(plan, output, gain, advance), plan.chosen(), hashlib.sha256()
+    chosen, content = plan.chosen(), hashlib.sha256()
     edits: list[TensorEdit] = []
-    placed: list[tuple[Tensor, Type, int]] = []
-    for tensor in structure.tensors:
-        offset, kind = output.at - start, tensor.type
-        if writer := chosen.get(tensor.name):
-            made, digest = editor.edit(stored, tensor, writer, types[tensor.name])
-            edits.append(made)
-            content.update(f"{tensor.name} {made.type} {digest}\n".encode())
-            kind = Type[made.type]
-        elif kind is not types[tensor.name]:
-            kind = types[tensor.name]
-            for raw_rows in _rows(stored, tensor):
-                output.write(requantise(raw_rows, tensor.type, kind))
-                advance(raw_rows.size)
-        else:
-            for chunk in stored.chunks(tensor.start, tensor.size):
-                output.write(chunk)
-                advance(len(chunk))
-        placed.append((tensor, kind, offset))
-        output.write(bytes(padded(output.at - start, structure.alignment) - (output.at - start)))
+    drafts: list[_Draft] = []
+    files = [(model.whole, 0)] if len(outputs) == 1 else list(zip(model.parts, model.starts, strict=True))
+    for (structure, begin), output in zip(files, outputs, strict=True):
+        raw = stored.array(begin, structure.data_start).tobytes()
+        draft = _Draft(structure, keys if not drafts else {}, raw, output)
+        editor = StreamedEdit(plan, output, gain, advance)
+        for tensor in structure.tensors:
+            offset, kind = output.at, types[tensor.name]
+            if writer := chosen.get(tensor.name):
+                made, digest = editor.edit(stored, tensor, writer, kind)
+                edits.append(made)
+                content.update(f"{tensor.name} {made.type} {digest}\n".encode())
+                kind = Type[made.type]
+            elif kind is not tensor.type:
+                for raw_rows in _rows(stored, tensor):
+                    output.write(requantise(raw_rows, tensor.type, kind))
+                    advance(raw_rows.size)
+            else:
+                for chunk in stored.chunks(tensor.start, tensor.size):
+                    output.write(chunk)
+                    advance(len(chunk))
+            draft.place(tensor, kind, offset)
+        drafts.append(draft)
     unknown = plan.census.unknown
-    report = EditReport(tuple(edits), len(chosen) + len(unknown), output.at, content.hexdigest(), unknown)
-    front = gguf_header.header(structure, gguf_header.with_results(keys, report), raw, placed)
-    assert len(front) == start, "the header's length may not depend on the results"
-    output.seek(0)
-    output.write(front)
+    written = sum(output.at for output in outputs)
+    report = EditReport(tuple(edits), len(chosen) + len(unknown), written, content.hexdigest(), unknown)
+    for draft in drafts:
+        draft.finish(report)
     return report

@@ -22,16 +22,22 @@ def header_size(structure: GgufFile, keys: Mapping[str, Any], raw: bytes) -> int
 
 
 def header(
-    structure: GgufFile, keys: Mapping[str, Any], raw: bytes, placed: Sequence[tuple[Tensor, Type, int]]
+    structure: GgufFile,
+    keys: Mapping[str, Any],
+    raw: bytes,
+    placed: Sequence[tuple[Tensor, Type, int]],
+    *,
+    edited: bool = True,
 ) -> bytes:
     """Everything before the data. `placed`: each tensor with its type and offset now.
 
-    A key of `keys` that the file has already is replaced in its place; `abliterated.*` keys of an earlier edit go.
+    A key of `keys` that the file has already is replaced in its place; `abliterated.*` keys of an earlier edit go
+    where the file is `edited` again.
     """
     entries = [
         _entry(entry.key, keys[entry.key]) if entry.key in keys else raw[entry.start : entry.end]
         for entry in structure.key_values
-        if entry.key in keys or not entry.key.startswith(PREFIX)
+        if entry.key in keys or not (edited and entry.key.startswith(PREFIX))
     ]
     known = {entry.key for entry in structure.key_values}
     entries += [_entry(key, value) for key, value in keys.items() if key not in known]

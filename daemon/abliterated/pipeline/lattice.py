@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES
@@ -45,46 +45,46 @@ class Lattice:
     step: Float32
     offset: Float32 | None
 
-    def wide(self, narrow: Float32) -> Float32:
+    def wide(self, narrow: NDArray[Any]) -> NDArray[Any]:
         """One number a sub-block, repeated for its numbers."""
         return np.repeat(narrow, self.layout.sub, axis=-1)
 
     def values(self) -> Float32:
         """What the codes stand for."""
-        rows, columns = self.codes.shape
-        grouped = self.codes.reshape(rows, -1, self.layout.sub)
-        found = grouped.astype(np.float32) if self.layout.levels is None else _levels(self.layout)[grouped]
-        found *= self.step[..., None]
+        found = self.codes.astype(np.float32) if self.layout.levels is None else _levels(self.layout)[self.codes]
+        found *= self.wide(self.step)
         if self.offset is not None:
-            found += self.offset[..., None]
-        return found.reshape(rows, columns)
+            found += self.wide(self.offset)
+        return found
 
     def snap(self, target: Float32) -> Float32:
         """Set every code to the one nearest `target`; the error made, value - target."""
-        rows, columns = self.codes.shape
-        goal = target.reshape(rows, -1, self.layout.sub)
+        self.nearest(target)
+        error = self.values()
+        error -= target
+        return error
+
+    def nearest(self, target: Float32) -> None:
+        """Set every code to the one nearest `target`."""
         with np.errstate(divide="ignore"):
-            inverse = np.where(self.step != 0, np.float32(1) / self.step, np.float32(0))[..., None]
-        place = goal * inverse if self.offset is None else (goal - self.offset[..., None]) * inverse
+            inverse = np.where(self.step != 0, np.float32(1) / self.step, np.float32(0))
+        # Whole rows at a time: a loop over a sub-block's few numbers costs more than what it does.
+        place = self.wide(inverse)
+        place *= target
+        if self.offset is not None:
+            place -= self.wide(self.offset * inverse)
         if self.layout.levels is None:
             np.rint(place, out=place)
             np.clip(place, self.layout.bottom, self.layout.top, out=place)
-            level = place
             codes = place.astype(np.uint8)
         else:
             levels = _levels(self.layout)
             codes = np.searchsorted((levels[1:] + levels[:-1]) / 2, place).astype(np.uint8)
-            level = levels[codes]
         # A sub-block of scale 0 holds one value only: its codes say nothing, and stay.
         dead = self.step == 0
         if dead.any():
-            codes = np.where(dead[..., None], self.codes.reshape(codes.shape), codes)
-        self.codes = codes.reshape(rows, columns)
-        error = level * self.step[..., None]
-        if self.offset is not None:
-            error += self.offset[..., None]
-        error -= goal
-        return error.reshape(rows, columns)
+            codes = np.where(self.wide(dead), self.codes, codes)
+        self.codes = codes
 
     def steps(self, row: int, upwards: NDArray[np.bool_]) -> tuple[Float32, NDArray[np.int8]]:
         """For one row: how much each value changes by one step up or down (0 where there is none), and in codes."""

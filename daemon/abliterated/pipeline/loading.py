@@ -1,7 +1,8 @@
 """The model in memory, for measuring: weights and tokenizer through transformers, from GGUF or safetensors.
 
-Never runs code that came with a model, never unpickles. The whole model is loaded at once, on one device or, where it
-is larger, spread by accelerate. Does not know prompts, layers or directions.
+Never runs code that came with a model, never unpickles. A model that fits into memory is loaded whole, on one device;
+a larger one is streamed layer by layer (`streamed.py`), which needs one device with room for one layer, so nothing is
+ever spread over several. Does not know prompts, layers or directions.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import torch
 
 from abliterate.contract.errors import AbliteratedError, ModelError, OutOfMemory
 from abliterate.contract.recipe import Run
 from abliterated.pipeline.gguf_corrections import correct
 from abliterated.pipeline.gguf_file import read_gguf
+from abliterated.pipeline.room import How, free_memory, how_to_load
+from abliterated.pipeline.skeleton import build
 from abliterated.pipeline.source import Source
+from abliterated.pipeline.split_gguf import merge, outline, read_model
+from abliterated.pipeline.streamed import Engine
 from abliterated.pipeline.watch import Watch
+from abliterated.pipeline.weights import Unstreamable
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Below so many parameters a second thread costs more than it brings, much more on a busy machine.
@@ -33,12 +38,17 @@ THREADS: Final = torch.get_num_threads()
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be asked. `model` is a transformers causal language model, `tokenizer` its fast tokenizer."""
+    """A model ready to be asked. `model` is a transformers causal language model, `tokenizer` its fast tokenizer.
+
+    With an `engine`, `model` is a skeleton without weights, and the engine alone knows how to go through it.
+    """
 
     source: Source
     model: Any
     tokenizer: Any
     device: torch.device
+    engine: Engine | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def stop_tokens(self) -> frozenset[int]:
@@ -69,37 +79,58 @@ def choose_device(asked: str) -> torch.device:
     return torch.device(asked)
 
 
-def choose_dtype(asked: str, device: torch.device, source: Source) -> torch.dtype:
-    """float32 on a CPU where the model fits twice over; else bfloat16, which no residual stream overflows."""
+def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
+    """float32 on a CPU, which computes in nothing else as fast; else bfloat16, which no residual stream overflows."""
     if asked != "auto":
         return DTYPES[asked]
-    if device.type == "cpu" and _parameters(source) * 4 * 1.5 < psutil.virtual_memory().available:
-        return torch.float32
-    return torch.bfloat16
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def load(source: Source, run: Run, watch: Watch) -> Loaded:
-    """Load tokenizer and weights. ModelError where transformers can't; OutOfMemory where they don't fit."""
-    device = choose_device(run.device)
+def load(source: Source, run: Run, watch: Watch, how: How | None = None) -> Loaded:
+    """Load tokenizer and weights, or make ready to stream them (`how`; None: as the free memory has it).
+
+    ModelError where transformers can't; OutOfMemory where they don't fit.
+    """
     tokenizer = load_tokenizer(source)
-    return Loaded(source, load_model(source, run, watch), tokenizer, device)
+    device = choose_device(run.device)
+    each = choose_dtype(run.dtype, device).itemsize
+    # A split GGUF is read layer by layer as it lies; to be loaded whole it would have to be merged first.
+    split = source.kind == "gguf" and len(source.parts) > 1
+    wanted: How = "streamed" if split else how_to_load(_parameters(source), each, free_memory(device))
+    if (how or wanted) == "whole":
+        return Loaded(source, load_model(source, run, watch), tokenizer, device)
+    try:
+        engine = open_engine(source, run)
+    except Unstreamable as error:
+        note = f"this model can't be measured layer by layer ({error}), so it was loaded whole"
+        return Loaded(source, load_model(source, run, watch), tokenizer, device, None, (note,))
+    return Loaded(source, engine.skeleton.model, tokenizer, device, engine)
+
+
+def open_engine(source: Source, run: Run) -> Engine:
+    """The model without its weights, ready to be streamed. Unstreamable where its layers can't stand alone."""
+    _quiet()
+    device = choose_device(run.device)
+    _set_threads(source)
+    with _as_folder(source) as (folder, file), _named(source, "structure"):
+        skeleton = build(source, folder, file, device, choose_dtype(run.dtype, device))
+        skeleton.tried()
+    return Engine(skeleton)
 
 
 def load_model(source: Source, run: Run, watch: Watch) -> Any:
     """The weights alone, as a transformers causal language model that only reads."""
     from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    _quiet()
     # The reader's own bar would go to stderr; in its place ours, which also stops a cancelled run.
     modeling_gguf_pytorch_utils.tqdm = functools.partial(_counted, watch=watch)
     device = choose_device(run.device)
-    torch.set_num_threads(THREADS if _parameters(source) > WORTH_THREADS else 1)
-    with _as_folder(source) as (folder, file), _named(source, "weights"):
+    _set_threads(source)
+    with _as_folder(source, watch) as (folder, file), _named(source, "weights"):
         model = AutoModelForCausalLM.from_pretrained(
             str(folder),
-            dtype=choose_dtype(run.dtype, device, source),
+            dtype=choose_dtype(run.dtype, device),
             device_map=None if device.type == "cpu" else {"": device},
             trust_remote_code=False,
             use_safetensors=True,
@@ -134,6 +165,17 @@ def load_tokenizer(source: Source) -> Any:
     return tokenizer
 
 
+def _quiet() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _set_threads(source: Source) -> None:
+    torch.set_num_threads(THREADS if _parameters(source) > WORTH_THREADS else 1)
+
+
 def _counted(tensors: Sequence[Any], *, watch: Watch, **_: Any) -> Iterator[Any]:
     for number, tensor in enumerate(tensors):
         watch.step(number, len(tensors), "tensors", "reading the weights")
@@ -141,19 +183,24 @@ def _counted(tensors: Sequence[Any], *, watch: Watch, **_: Any) -> Iterator[Any]
 
 
 @contextlib.contextmanager
-def _as_folder(source: Source) -> Iterator[tuple[Path, str]]:
-    """A folder transformers reads, and a GGUF's name in it: alone there, whatever its own name and neighbours are."""
+def _as_folder(source: Source, numbers: Watch | None = None) -> Iterator[tuple[Path, str]]:
+    """A folder transformers reads, and a GGUF's name in it: alone there, whatever its own name and neighbours are.
+
+    A split one is merged there: with a watch for its `numbers` to be read, else as an outline without any.
+    """
     if source.kind == "safetensors":
         yield source.path, ""
         return
-    if len(source.parts) > 1:
-        raise ModelError(
-            f"{source.name} is split into {len(source.parts)} files, which can't be measured yet",
-            remedy="Merge it with llama-gguf-split --merge",
-        )
     with tempfile.TemporaryDirectory(prefix="abliterated-") as folder:
-        (Path(folder) / "model.gguf").symlink_to(source.path.resolve())
-        yield Path(folder), "model.gguf"
+        file = Path(folder) / "model.gguf"
+        if len(source.parts) == 1:
+            file.symlink_to(source.path.resolve())
+        elif numbers is None:
+            outline(read_model(source.path), file)
+        else:
+            progress = functools.partial(numbers.step, unit="bytes", message="putting the parts together")
+            merge(read_model(source.path), file, progress=progress, cancelled=numbers.cancelled)
+        yield Path(folder), file.name
 
 
 @contextlib.contextmanager
@@ -161,7 +208,7 @@ def _named(source: Source, what: str) -> Iterator[None]:
     """Whatever transformers raises, as an error of ours that names the model."""
     try:
         yield
-    except AbliteratedError:
+    except (AbliteratedError, Unstreamable):
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from abliterate.contract.errors import ModelError
-from abliterated.pipeline.activations import Means, read_streams, sum_streams
+from abliterated.pipeline.activations import Means, read_streams, streams_alone, sum_streams
 from abliterated.pipeline.directions import Float64, difference_of_means, protect
 from abliterated.pipeline.generation import greedy
 from abliterated.pipeline.loading import Loaded
@@ -50,7 +50,10 @@ class Behaviour:
 
 @dataclass(frozen=True)
 class Measured:
-    """Mean streams by class, the directions between them (layers, positions, hidden), and what they were read from."""
+    """Mean streams by class, the directions between them (depth, positions, hidden), and what they were read from.
+
+    `layers`: how many the model has; the first `depth` of them were read.
+    """
 
     harmful: Means
     harmless: Means
@@ -58,6 +61,7 @@ class Measured:
     positions: tuple[int, ...]
     convention: str
     atoms: int
+    layers: int
 
 
 def observe(loaded: Loaded, renderer: Renderer, prompts: PromptSets, *, invert: bool, watch: Watch) -> Behaviour:
@@ -94,9 +98,11 @@ def measure(
     positions: Sequence[int],
     convention: str,
     orthogonalize: bool,
+    depth: int,
     watch: Watch,
 ) -> Measured:
-    """One pass over the training prompts: the classes' mean streams and the directions between them."""
+    """One pass over the training prompts: the classes' mean streams in the first `depth` layers, and the directions
+    between them."""
     means = []
     for name, asked, sign in (
         ("harmful", prompts.harmful.training, 1.0),
@@ -109,12 +115,14 @@ def measure(
                 f"position {min(positions)} lies before the first token of a {name} prompt of {shortest} tokens",
                 remedy="Set direction.position nearer to the end",
             )
-        means.append(_class_mean(loaded, rows, sign, behaviour, (positions, convention), watch, name))
+        means.append(_class_mean(loaded, rows, sign, behaviour, (positions, convention, depth), watch, name))
     harmful, harmless = means
     directions = difference_of_means(harmful.mean, harmless.mean, orthogonalize=orthogonalize)
     if prompts.atoms:
-        directions = _protected(loaded, renderer, prompts, (positions, convention), harmless.mean, directions, watch)
-    return Measured(harmful, harmless, directions, tuple(positions), convention, len(prompts.atoms))
+        place = (positions, convention, depth)
+        directions = _protected(loaded, renderer, prompts, place, harmless.mean, directions, watch)
+    atoms, layers = len(prompts.atoms), loaded.source.layers
+    return Measured(harmful, harmless, directions, tuple(positions), convention, atoms, layers)
 
 
 def streams_at(
@@ -124,8 +132,9 @@ def streams_at(
     layer, position, convention = place
     rows = renderer.all_tokens(asked)
     found = np.empty((len(rows), loaded.source.hidden_size))
-    for reading in read_streams(loaded, rows, (position,), convention, watch, "reading the spread"):
-        found[reading.rows] = reading.streams[:, layer, 0].double().cpu().numpy()
+    reading = streams_alone(loaded, rows, (position,), (convention, layer + 1), watch, "reading the spread")
+    for numbers, streams in reading:
+        found[numbers] = streams[:, layer, 0].double().cpu().numpy()
     return found
 
 
@@ -134,7 +143,7 @@ def _class_mean(
     rows: list[tuple[int, ...]],
     sign: float,
     behaviour: Behaviour,
-    place: tuple[Sequence[int], str],
+    place: tuple[Sequence[int], str, int],
     watch: Watch,
     name: str,
 ) -> Means:
@@ -142,7 +151,9 @@ def _class_mean(
     everyone: Float64 | None = None
     behaving: Float64 | None = None
     count = 0
-    for reading in read_streams(loaded, rows, *place, watch, f"measuring {name} prompts"):
+    positions, convention, depth = place
+    message = f"measuring {name} prompts"
+    for reading in read_streams(loaded, rows, positions, convention, watch, message, depth=depth):
         fits = behaviour.scores(reading.next_token) * sign > 0
         everyone = sum_streams(everyone, reading.streams)
         if bool(fits.any()):
@@ -158,7 +169,7 @@ def _protected(
     loaded: Loaded,
     renderer: Renderer,
     prompts: PromptSets,
-    place: tuple[Sequence[int], str],
+    place: tuple[Sequence[int], str, int],
     harmless: Float64,
     directions: Float64,
     watch: Watch,
@@ -166,8 +177,11 @@ def _protected(
     """The directions without what the atoms span, layer by layer and position by position."""
     rows = renderer.all_tokens(prompts.atoms)
     atoms = np.empty((len(rows), *directions.shape))
-    for reading in read_streams(loaded, rows, *place, watch, "measuring what is protected"):
-        atoms[reading.rows] = reading.streams.double().cpu().numpy() - harmless
+    positions, convention, depth = place
+    for numbers, streams in streams_alone(
+        loaded, rows, positions, (convention, depth), watch, "measuring what is protected"
+    ):
+        atoms[numbers] = streams.double().cpu().numpy() - harmless
     found = np.empty_like(directions)
     for layer, position in np.ndindex(*directions.shape[:2]):
         found[layer, position] = protect(directions[layer, position], atoms[:, layer, position])

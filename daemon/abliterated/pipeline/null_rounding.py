@@ -34,6 +34,12 @@ class Steppable(Protocol):
     def shift(self, row: int, move: Signs) -> None: ...
 
 
+class Errors(Protocol):
+    """The signs of W_q − W', row by row; an array of them is one."""
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+
 @dataclass
 class FloatLattice:
     """F16 and BF16 as a lattice: neighbouring numbers are one step apart. `codes` are bit patterns (rows, columns)."""
@@ -63,14 +69,21 @@ class FloatLattice:
         self.codes[row] = (self.codes[row].astype(np.int32) + move).astype(np.uint16)
 
 
-def cancel(lattice: Steppable, vectors: Float32, left: Float32, errors: Signs, goal: float) -> int:
+def walk(vectors: Float32) -> NDArray[np.intp]:
+    """The rows in the order in which they are tried: those first that lie most along the directions."""
+    return np.argsort(-np.einsum("kr,kr->r", vectors, vectors), kind="stable")
+
+
+def cancel(lattice: Steppable, vectors: Float32, left: Float32, errors: Errors, goal: float) -> int:
     """Move codes until ‖left‖ ≤ goal or no row can help; how many moved.
 
-    `left` is Vᵀ(W_q − W'), (k, columns), and is updated; `errors` the signs of W_q − W', (rows, columns).
+    `left` is Vᵀ(W_q − W'), (k, columns), and is updated; `errors` gives the signs of a row of W_q − W'.
     """
     weights = np.einsum("kr,kr->r", vectors, vectors)
-    order = np.argsort(-weights, kind="stable")
+    order = walk(vectors)
     falling = -weights[order]
+    if float(np.linalg.norm(left)) <= goal:
+        return 0
     few = left.shape[1] // FEW
     moved = at = walked = 0
     while at < len(order) and falling[at] < 0:

@@ -40,7 +40,9 @@ def dequantize(raw: Bytes, kind: Type) -> Float32:
     if kind is Type.F16:
         return raw.view(np.float16).astype(np.float32)
     if kind is Type.BF16:
-        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        bits = raw.view(np.uint16).astype(np.uint32)
+        bits <<= np.uint32(16)
+        return bits.view(np.float32)
     if kind in LAYOUTS:
         return open_lattice(raw, kind).values()
     try:
@@ -87,7 +89,12 @@ def can_quantize(kind: Type) -> bool:
 def to_bfloat16(values: Float32) -> NDArray[np.uint16]:
     """Rounded to nearest, ties to even; finite numbers only."""
     bits = values.view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    return rounded.astype(np.uint16)
 
 
 @cache

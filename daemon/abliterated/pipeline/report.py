@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -19,6 +19,8 @@ from abliterate.contract.recipe import recipe_digest
 from abliterated.pipeline.direction_files import write_json
 from abliterated.pipeline.edit_report import EditReport
 from abliterated.pipeline.source import Source
+
+REPORT_FILE: Final = "report.json"
 
 
 def report(
@@ -66,7 +68,7 @@ def report(
 
 def write_report(folder: Path, value: Mapping[str, Any]) -> None:
     """`report.json`, whole or not at all."""
-    write_json(folder / "report.json", value)
+    write_json(folder / REPORT_FILE, value)
 
 
 def write_result(folder: Path, result: Result) -> None:

@@ -6,11 +6,14 @@ name beside its target; leaving it well syncs and renames it, leaving it by an e
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Self, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,20 @@ from abliterate.contract.errors import Cancelled, DiskError, ModelError
 Bytes: TypeAlias = NDArray[np.uint8]
 
 CHUNK: Final = 8 << 20
+
+
+class Room:
+    """Memory used again and again: asked of the system anew for every matrix, it costs as much as an edit."""
+
+    def __init__(self) -> None:
+        self._held: Bytes = np.empty(0, dtype=np.uint8)
+
+    def take(self, size: int) -> Bytes:
+        """So many bytes, whatever they hold; what was taken before is lost."""
+        if self._held.size < size:
+            self._held = np.empty(0, dtype=np.uint8)
+            self._held = np.empty(size, dtype=np.uint8)
+        return self._held[:size]
 
 
 class Source:
@@ -38,9 +55,9 @@ class Source:
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
-    def array(self, start: int, size: int) -> Bytes:
-        """Bytes from `start`, as an array of one's own."""
-        found = np.empty(size, dtype=np.uint8)
+    def array(self, start: int, size: int, room: Room | None = None) -> Bytes:
+        """Bytes from `start`, as an array of one's own, or in `room` until that is used again."""
+        found = room.take(size) if room else np.empty(size, dtype=np.uint8)
         view = found.data
         at = 0
         while at < size:
@@ -58,6 +75,22 @@ class Source:
         """The same in pieces, for copying."""
         for at in range(start, start + size, CHUNK):
             yield self.array(at, min(CHUNK, start + size - at))
+
+    def copy(self, start: int, size: int, output: Output, at: int) -> Iterator[int]:
+        """Copy bytes to a place in `output` without taking them through this process; yields how many, in pieces.
+
+        Independent of the output's own position, so that another thread may write elsewhere.
+        """
+        end = start + size
+        while start < end:
+            check(self._cancelled)
+            count = output.take(self._file, start, min(CHUNK, end - start), at)
+            if not count:  # another file system, or none that can: by hand
+                data = self.array(start, min(CHUNK, end - start))
+                output.put(data, at)
+                count = len(data)
+            start, at = start + count, at + count
+            yield count
 
     def _unreadable(self, error: OSError) -> ModelError:
         return ModelError(f"can't read {self._path.name}: {error.strerror}", remedy="Check the path and its rights")
@@ -103,15 +136,33 @@ class Output:
 
     def write(self, data: bytes | Bytes) -> None:
         """Write all of it. DiskError if the disk won't take it."""
+        self.at = self.put(data, self.at)
+
+    def put(self, data: bytes | Bytes, at: int) -> int:
+        """Write all of it at a place, whatever the position; where it ends."""
         view = memoryview(data) if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).data
         done = 0
         while done < len(view):
             try:
-                count = os.pwrite(self._file, view[done : done + CHUNK], self.at)
+                count = os.pwrite(self._file, view[done : done + CHUNK], at + done)
             except OSError as error:
                 raise self._failed(error) from error
+            _start_writing(self._file, at + done, count)
             done += count
-            self.at += count
+        return at + done
+
+    def take(self, file: int, start: int, size: int, at: int) -> int:
+        """Let the kernel copy from an open file; how much it did, 0 where it can't."""
+        if not hasattr(os, "copy_file_range"):
+            return 0
+        try:
+            count = os.copy_file_range(file, self._file, size, start, at)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+                raise self._failed(error) from error
+            return 0
+        _start_writing(self._file, at, count)
+        return count
 
     def seek(self, position: int) -> None:
         """Go on from there; a gap reads as zeros."""
@@ -128,6 +179,22 @@ class Output:
         return DiskError(
             f"can't write {self._target.name}: {error.strerror}", remedy="Make room on that disk, or choose another"
         )
+
+
+def _start_writing(file: int, at: int, size: int) -> None:
+    """Ask Linux to begin writing these bytes to the disk, so that the sync at the end has little left to wait for."""
+    if (start := _sync_file_range()) is not None:
+        start(file, at, size, 2)
+
+
+@cache
+def _sync_file_range() -> Callable[[int, int, int, int], object] | None:
+    try:
+        found = ctypes.CDLL(None).sync_file_range
+    except (AttributeError, OSError):
+        return None
+    found.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return cast("Callable[[int, int, int, int], object]", found)
 
 
 def check(cancelled: Callable[[], bool]) -> None:

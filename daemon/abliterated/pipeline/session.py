@@ -77,10 +77,10 @@ class Session:
                 "inputs": inputs,
                 "origin": dict(choice.direction.origin),
                 "candidates": candidates,
-                "notes": choice.notes,
+                "notes": [*loaded.notes, *choice.notes],
             }
             write_direction(self.work / DIRECTION, choice.direction, facts)
-            return Found(choice.direction, candidates, choice.notes)
+            return Found(choice.direction, candidates, (*loaded.notes, *choice.notes))
 
     def before(self) -> Answers:
         """What the original answers, asked now or by an earlier attempt at the same."""

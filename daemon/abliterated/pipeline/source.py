@@ -7,6 +7,7 @@ nor transformers: with a direction from a file, nothing more than this is needed
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,8 @@ def _tensor_names(structure: GgufFile, parts: tuple[Path, ...]) -> set[str]:
 
 
 def _folder(path: Path) -> Source:
+    if not (path / "config.json").exists() and len(found := _first_parts(path)) == 1:
+        return _gguf(found[0])
     config = _json(path / "config.json", f"{path.name} has no config.json")
     text: Mapping[str, Any] = config.get("text_config") or config
     parts = tuple(sorted(path.glob("*.safetensors")))
@@ -105,12 +108,25 @@ def _folder(path: Path) -> Source:
         path=path,
         kind="safetensors",
         architecture=str(config.get("model_type", "")),
-        layers=_number(path, text, "num_hidden_layers", "n_layer", "num_layers"),
+        layers=_layers(path, text),
         hidden_size=_number(path, text, "hidden_size", "n_embd", "d_model"),
         context=_number(path, text, "max_position_embeddings", "n_positions", "max_seq_len", default=1 << 20),
         size=sum(part.stat().st_size for part in parts),
         parts=parts,
     )
+
+
+def _first_parts(folder: Path) -> list[Path]:
+    """The GGUF models in a folder: of a split one its first part."""
+    later = re.compile(r".+-(?!00001-)\d{5}-of-\d{5}\.gguf")
+    return [path for path in sorted(folder.glob("*.gguf")) if not later.fullmatch(path.name)]
+
+
+def _layers(path: Path, config: Mapping[str, Any]) -> int:
+    """How many there are; hybrids may say what each is instead."""
+    kinds = config.get("layers_block_type")
+    listed = len(kinds) if isinstance(kinds, list) else 0
+    return _number(path, config, "num_hidden_layers", "n_layer", "num_layers", "n_layers", default=listed)
 
 
 def _json(path: Path, missing: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,7 @@ from abliterated.pipeline.directions import RefusalDirection
 from abliterated.pipeline.edit import Float32, LayerStrength, Norm, seen_through_norms, strengths
 from abliterated.pipeline.edit_report import TensorEdit
 from abliterated.pipeline.gguf_file import Tensor
-from abliterated.pipeline.safe_write import Output, Source
+from abliterated.pipeline.safe_write import Output, Room, Source
 from abliterated.pipeline.tensor_edit import (
     TOLERANCE,
     Attempt,
@@ -78,6 +79,8 @@ class StreamedEdit:
         self, plan: Plan, output: Output, gain: Callable[[str], Float32], advance: Callable[[int], None]
     ) -> None:
         self.plan, self.output, self.gain, self.advance = plan, output, gain, advance
+        self._read, self._written = Room(), Room()
+        self._beside = ThreadPoolExecutor(1)  # digests are taken while the same bytes are written
 
     def edit(
         self, stored: Source, tensor: Tensor, writer: Writer, wanted: Type | None = None
@@ -92,8 +95,9 @@ class StreamedEdit:
             sums, digest, done = np.zeros(3), hashlib.sha256(), 0
             try:
                 for outcome, count in self._outcomes(stored, tensor, writer, way):
+                    hashed = self._beside.submit(digest.update, np.ascontiguousarray(outcome.raw).data)
                     self.output.write(outcome.raw)
-                    digest.update(np.ascontiguousarray(outcome.raw).data)
+                    hashed.result()
                     sums += np.square([outcome.after, outcome.rounding, outcome.before])
                     self.advance(count)
                     done += count
@@ -104,7 +108,8 @@ class StreamedEdit:
                 break
             if way is not ways[-1]:
                 self.advance(-done)
-        self.output.truncate()
+        if way is not ways[0]:
+            self.output.truncate()
         report = TensorEdit(
             name=tensor.name,
             type=way.kind.name,
@@ -127,13 +132,13 @@ class StreamedEdit:
         size = tensor.size if writer.bias else min(tensor.size, rows * tensor.row_size)
         for first in range(tensor.start, tensor.start + tensor.size, size):
             count = min(size, tensor.start + tensor.size - first)
-            raw = stored.array(first, count).reshape(-1, tensor.row_size)
+            raw = stored.array(first, count, self._read).reshape(-1, tensor.row_size)
             if writer.bias:
                 yield edit_bias_rows(raw, tensor.type, vectors, strength), count
             elif writer.turned:
                 yield edit_turned(raw, tensor.type, way, vectors, strength, norm), count
             else:
-                yield edit_rows(raw, tensor.type, way, vectors, strength, norm), count
+                yield edit_rows(raw, tensor.type, way, vectors, strength, norm, self._written), count
 
     def _vectors(self, writer: Writer) -> Float32:
         """The directions to remove in this writer: the layer's, as seen through the norms behind it."""

@@ -1,15 +1,17 @@
 """One writer's edit, from its bytes to its bytes: decode, project, round to its own type, cancel what rounding left,
 and measure the result from the bytes that will be written.
 
-Memory: the bytes, one byte a number for codes, one for the error's sign, and a few blocks of float32. Shared by the
-GGUF and the safetensors editor. Does not know files or names.
+Memory: the bytes before and after, and a few blocks of float32. Shared by the GGUF and the safetensors editor. Does
+not know files or names.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, TypeAlias, TypeVar
@@ -21,9 +23,11 @@ from numpy.typing import NDArray
 
 from abliterate.contract.errors import ModelError
 from abliterated.pipeline.edit import Norm, Projection, along, edit_bias, row_blocks
+from abliterated.pipeline.gguf_file import row_bytes
 from abliterated.pipeline.lattice import LAYOUTS, Lattice, close_lattice, open_lattice
-from abliterated.pipeline.null_rounding import FloatLattice, cancel, join
+from abliterated.pipeline.null_rounding import FloatLattice, cancel, join, walk
 from abliterated.pipeline.quantize import FLOATS, dequantize, quantize
+from abliterated.pipeline.safe_write import Room
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Float32: TypeAlias = NDArray[np.float32]
@@ -31,8 +35,11 @@ TINY: Final = float(np.finfo(np.float32).tiny)
 T = TypeVar("T")
 U = TypeVar("U")
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as mallopt(3) numbers them
+
 TOLERANCE: Final = 0.01  # a type whose rounding leaves more than this share cannot hold the edit
-GOAL: Final = 0.001  # null rounding stops here
+GOAL: Final = 0.001  # null rounding stops here,
+FLOAT_GOAL: Final = 0.002  # and for floats here, about what rounding a number to bfloat16 changes
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,44 @@ def attempts(kind: Type, columns: int, wanted: Type | None = None) -> Iterator[A
         yield Attempt(Type.F16, fresh=True)
 
 
-def edit_rows(raw: Bytes, kind: Type, attempt: Attempt, vectors: Float32, strength: float, norm: Norm) -> Outcome:
-    """Edit a matrix given as rows of bytes (d_out, bytes). ModelError for NaN and Inf."""
+def edit_rows(
+    raw: Bytes, kind: Type, attempt: Attempt, vectors: Float32, strength: float, norm: Norm, room: Room | None = None
+) -> Outcome:
+    """Edit a matrix given as rows of bytes (d_out, bytes); the result lies in `room`, where one is given.
+
+    ModelError for NaN and Inf.
+    """
     projection = Projection(vectors, strength, norm)
+    blocks = measure_rows(raw, kind, projection)
+    columns = projection.share.shape[1]
+    ideal = projection.remains()
+    size = row_bytes(attempt.kind, columns)
+    written = (room or Room()).take(len(raw) * size).reshape(len(raw), size)
+
+    def write(at: slice) -> tuple[Float32, Float32 | None]:
+        target, written[at] = _rounded(raw[at], kind, attempt, projection, at)
+        part = projection.vectors[:, at]
+        # What stays along the directions is read from the very bytes that will be written.
+        found = along(part, dequantize(written[at], attempt.kind))
+        return found, along(part, target) if ideal is None else None
+
+    after, exact = np.zeros(projection.share.shape), np.zeros(projection.share.shape)
+    for found, wanted in _parallel(write, blocks):
+        after += found
+        exact += 0.0 if wanted is None else wanted
+    exact = exact if ideal is None else ideal
+    if attempt.kind is not Type.F32:
+        goal = (FLOAT_GOAL if attempt.kind in FLOATS else GOAL) * projection.size
+        rows = _OpenRows(raw, kind, attempt, projection, written)
+        cancel(rows, projection.vectors, (after - exact).astype(np.float32), rows, goal)
+        rows.close()
+        after += rows.moved
+    return Outcome(written, float(np.linalg.norm(after)), float(np.linalg.norm(after - exact)), projection.size)
+
+
+def measure_rows(raw: Bytes, kind: Type, projection: Projection) -> list[slice]:
+    """The projection's first pass, over a matrix given as rows of bytes; the blocks it went through. ModelError for
+    NaN and Inf."""
     columns = raw.shape[1] // GGML_QUANT_SIZES[kind][1] * GGML_QUANT_SIZES[kind][0]
     blocks = row_blocks(len(raw), columns)
     projection.start(columns)
@@ -81,23 +123,7 @@ def edit_rows(raw: Bytes, kind: Type, attempt: Attempt, vectors: Float32, streng
     if not projection.finite:
         raise ModelError("NaN or Inf among the weights", remedy="Download or pull the model again")
     projection.finish()
-    exact = np.zeros(projection.share.shape)
-    left = np.zeros(projection.share.shape)
-    pieces = []
-    for piece in _parallel(lambda at: _round(raw[at], kind, attempt, projection, at.start), blocks):
-        exact += piece.exact
-        left += piece.left
-        pieces.append(piece)
-    goal = GOAL * projection.size
-    if attempt.kind is Type.F32:
-        written = join([piece.raw for piece in pieces])
-    else:
-        errors = join([piece.errors for piece in pieces])
-        written = _cancelled(pieces, attempt.kind, projection.vectors, left.astype(np.float32), errors, goal)
-    after = np.zeros(projection.share.shape)
-    for part in _parallel(lambda at: along(projection.vectors[:, at], dequantize(written[at], attempt.kind)), blocks):
-        after += part
-    return Outcome(written, float(np.linalg.norm(after)), float(np.linalg.norm(after - exact)), projection.size)
+    return blocks
 
 
 def requantise(raw: Bytes, kind: Type, wanted: Type) -> Bytes:
@@ -128,7 +154,7 @@ def edit_turned(raw: Bytes, kind: Type, attempt: Attempt, vectors: Float32, stre
     if not projection.finite:
         raise ModelError("NaN or Inf among the weights", remedy="Download or pull the model again")
     projection.finish()
-    exact = projection.apply(0, turned)
+    exact = projection.apply(slice(None), turned)
     lattice: Lattice | FloatLattice | None = None
     if attempt.kind in (Type.F16, Type.BF16):
         lattice = FloatLattice.of(exact, attempt.kind)
@@ -167,59 +193,86 @@ def edit_bias_rows(raw: Bytes, kind: Type, vectors: Float32, strength: float) ->
     return Outcome(written, float(np.linalg.norm(after)), float(np.linalg.norm(after - exact @ vectors.T)), before)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A block of rounded rows."""
-
-    lattice: Lattice | FloatLattice | None
-    raw: Bytes
-    errors: NDArray[np.int8]
-    exact: Float32
-    left: Float32
-
-
-def _round(raw: Bytes, kind: Type, attempt: Attempt, projection: Projection, first: int) -> _Piece:
-    """Project a block of rows and round it to the nearest of its lattice."""
-    lattice: Lattice | FloatLattice | None = None
+def _rounded(
+    raw: Bytes, kind: Type, attempt: Attempt, projection: Projection, at: slice | NDArray[np.intp]
+) -> tuple[Float32, Bytes]:
+    """Project some rows and round them to the nearest of their lattice: the exact numbers, and the bytes."""
     if attempt.fresh:
-        target = projection.apply(first, dequantize(raw, kind))
-        if attempt.kind in (Type.F16, Type.BF16):
-            lattice = FloatLattice.of(target, attempt.kind)
-            raw = lattice.raw()
+        target = projection.apply(at, dequantize(raw, kind))
+        return target, quantize(target, attempt.kind)
+    lattice = open_lattice(raw, kind)
+    target = projection.apply(at, lattice.values())
+    lattice.nearest(target)
+    return target, close_lattice(raw, kind, lattice.codes)
+
+
+class _OpenRows:
+    """Written rows as null rounding needs them: opened some at a time in the order it walks, closed into their bytes.
+
+    Most rows are never walked, so what a step would need to know of them is not kept, but worked out again for a few.
+    """
+
+    AT_ONCE: Final = 16
+
+    def __init__(self, raw: Bytes, kind: Type, attempt: Attempt, projection: Projection, written: Bytes) -> None:
+        self._source, self._kind, self._attempt, self._projection = raw, kind, attempt, projection
+        self._written = written
+        self._order = walk(projection.vectors)
+        self._place = np.empty_like(self._order)
+        self._place[self._order] = np.arange(len(self._order))
+        self._first, self._rows = 0, self._order[:0]
+        self.moved = np.zeros(projection.share.shape)  # how far the steps taken changed V W', by the bytes
+
+    def steps(self, row: int, upwards: NDArray[np.bool_]) -> tuple[Float32, NDArray[np.int8]]:
+        """How much each value of the row changes by one step, and in codes."""
+        place = self._open(row)
+        return self._lattice.steps(place, upwards)
+
+    def shift(self, row: int, move: NDArray[np.int8]) -> None:
+        """Move the row's codes."""
+        place = self._open(row)
+        self._lattice.shift(place, move)
+
+    def __getitem__(self, row: int) -> NDArray[np.int8]:
+        """The signs of the row's rounding errors."""
+        place = self._open(row)
+        found: NDArray[np.int8] = self._errors[place]
+        return found
+
+    def close(self) -> None:
+        """Put the open rows' codes back into their bytes."""
+        if not len(self._rows):
+            return
+        before, kind = self._written[self._rows], self._attempt.kind
+        if isinstance(self._lattice, FloatLattice):
+            after = self._lattice.raw()
         else:
-            raw = quantize(target, attempt.kind)
-        error = dequantize(raw, attempt.kind) - target
-        if attempt.kind in LAYOUTS:
-            lattice = open_lattice(raw, attempt.kind)
-    else:
-        lattice = open_lattice(raw, kind)
-        target = projection.apply(first, lattice.values())
-        error = lattice.snap(target)
-    if isinstance(lattice, Lattice):
-        lattice.offset = None
-    part = projection.vectors[:, first : first + len(raw)]
-    return _Piece(lattice, raw, _signs(error), along(part, target), along(part, error))
+            after = close_lattice(before, kind, self._lattice.codes)
+        self._written[self._rows] = after
+        change = dequantize(after, kind) - dequantize(before, kind)
+        self.moved += along(self._projection.vectors[:, self._rows], change)
+        self._rows = self._order[:0]
+
+    def _open(self, row: int) -> int:
+        """The row's place among the open ones."""
+        place = int(self._place[row])
+        if not self._first <= place < self._first + len(self._rows):
+            self.close()
+            self._first, self._rows = place, self._order[place : place + self.AT_ONCE]
+            raw, kind = self._source[self._rows], self._attempt.kind
+            target = self._projection.apply(self._rows, dequantize(raw, self._kind))
+            written = self._written[self._rows]
+            self._lattice: Lattice | FloatLattice = (
+                FloatLattice(kind, written.view(np.uint16)) if kind in FLOATS else open_lattice(written, kind)
+            )
+            error = dequantize(written, kind) - target
+            self._errors = _signs(error)
+        return place - self._first
 
 
 def _signs(error: Float32) -> NDArray[np.int8]:
     """Cheaper than np.sign, which makes float32 first."""
     return (error > 0).view(np.int8) - (error < 0).view(np.int8)
-
-
-def _cancelled(
-    pieces: list[_Piece], kind: Type, vectors: Float32, left: Float32, errors: NDArray[np.int8], goal: float
-) -> Bytes:
-    """Null rounding over the whole matrix, and its bytes."""
-    first = pieces[0].lattice
-    if isinstance(first, FloatLattice):
-        numbers = FloatLattice(kind, join([piece.lattice.codes for piece in pieces if piece.lattice]))
-        cancel(numbers, vectors, left, errors, goal)
-        return numbers.raw()
-    assert first is not None
-    lattices = [piece.lattice for piece in pieces if isinstance(piece.lattice, Lattice)]
-    whole = Lattice(first.layout, join([part.codes for part in lattices]), join([part.step for part in lattices]), None)
-    cancel(whole, vectors, left, errors, goal)
-    return close_lattice(join([piece.raw for piece in pieces]), kind, whole.codes)
 
 
 def _parallel(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
@@ -229,4 +282,16 @@ def _parallel(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
+    _keep_memory()
     return ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
+
+
+def _keep_memory() -> None:
+    """Tell glibc to keep what arrays give back: asked of the system anew, a block costs more than the arithmetic on it.
+
+    For this process alone; elsewhere than on glibc nothing is done.
+    """
+    with suppress(AttributeError, OSError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(_MMAP_THRESHOLD, 32 << 20)
+        allocator.mallopt(_TRIM_THRESHOLD, 128 << 20)

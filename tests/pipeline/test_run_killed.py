@@ -1,0 +1,129 @@
+"""A run that is killed at any point goes on there when it is started again, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from abliterate.contract.messages import Result, Task
+from abliterated.pipeline.run import run
+from pipeline.folders import CONVERTER, listed, planted_folder, task
+from pipeline.planted import plant
+
+# Runs a task, writes what it told, and kills itself as soon as it tells the given stage and message.
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+import msgspec
+from abliterate.contract.messages import Task
+from abliterated.pipeline.run import run
+
+told = open(sys.argv[2], "a")
+
+def emit(progress):
+    line = f"{progress.stage}: {progress.message}"
+    told.write(line + "\\n")
+    told.flush()
+    if line == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Task), emit, lambda: False)
+"""
+MEASURING = "direction: "
+BEFORE, AFTER = "evaluate: asking the original", "evaluate: asking the edited model"
+EDITING, CONVERTING, WRITING = "edit: editing the weights", "edit: converting to GGUF", "edit: writing the GGUF"
+BACK = "report: reading it back"
+
+
+def attempt(asked: Task, die_at: str) -> list[str]:
+    """One attempt in a process of its own, killed at `die_at` ("" for never); what it told, each once."""
+    at = Path(asked.work).parent
+    at.joinpath("task.json").write_bytes(msgspec.json.encode(asked))
+    told = at / "told.txt"
+    told.unlink(missing_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(at / "task.json"), str(told), die_at],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = list(dict.fromkeys(told.read_text().splitlines()))
+    if die_at:
+        assert done.returncode == -signal.SIGKILL, (die_at, lines, done.stderr[-2000:])
+        assert [name for name in listed(Path(asked.output)) if not name.startswith(".")] == [], "nothing is visible"
+    else:
+        assert done.returncode == 0, done.stderr[-2000:]
+    return lines
+
+
+def content(path: Path) -> Any:
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return {file.name: content(file) for file in sorted(path.iterdir())}
+
+
+def in_one_go(asked: Task, tmp_path: Path) -> Any:
+    elsewhere = tmp_path / "elsewhere"
+    whole = msgspec.structs.replace(asked, work=str(elsewhere / "work"), output=str(elsewhere / "out"))
+    return content(elsewhere / "out" / run(whole, lambda _: None, lambda: False).product)
+
+
+@pytest.mark.parametrize("form", ["gguf", "converted", "folder"])
+def test_no_stage_that_has_ended_is_done_again(tmp_path: Path, form: str) -> None:
+    if form == "gguf":
+        asked, points = task(plant(tmp_path)), [MEASURING, BEFORE, EDITING, AFTER, BACK]
+    elif form == "converted":
+        asked, points = task(planted_folder(tmp_path), CONVERTER), [BEFORE, EDITING, CONVERTING, WRITING, AFTER, BACK]
+    else:
+        asked, points = task(planted_folder(tmp_path)), [EDITING, AFTER, BACK]
+    for number, point in enumerate(points):
+        lines = attempt(asked, point)
+        assert point in lines
+        # What the last attempt was killed in is done again, what it had ended is not.
+        assert not set(points[: max(0, number - 1)]) & set(lines), (point, lines)
+    assert not set(points[:-1]) & set(attempt(asked, ""))
+    result = json.loads((Path(asked.output) / "result.json").read_text())
+    assert result["metrics"]["refusal_after"] == 0.0
+    assert content(Path(asked.output) / result["product"]) == in_one_go(asked, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["gguf", "folder"])
+def test_killed_between_product_and_result_it_only_tells_the_result(tmp_path: Path, form: str) -> None:
+    model = plant(tmp_path) if form == "gguf" else planted_folder(tmp_path)
+    asked = task(model, evaluate={"tokens": 8, "keep_answers": True})
+    first = run(asked, lambda _: None, lambda: False)
+    product = Path(asked.output) / first.product
+    before = content(product)
+    (Path(asked.output) / "result.json").unlink()
+    seen: list[str] = []
+    second: Result = run(asked, lambda progress: seen.append(progress.message), lambda: False)
+    assert "editing the weights" not in seen
+    assert (second.digest, second.content, second.metrics) == (first.digest, first.content, first.metrics)
+    assert content(product) == before
+    assert "answers.json" in listed(Path(asked.output))
+
+
+def test_a_changed_recipe_or_base_is_edited_anew(tmp_path: Path) -> None:
+    model = plant(tmp_path)
+    seen: list[str] = []
+
+    def edits(**tables: Any) -> int:
+        seen.clear()
+        asked = task(model, evaluate={"prompts": 0}, **tables)
+        run(asked, lambda progress: seen.append(progress.message), lambda: False)
+        return "editing the weights" in seen
+
+    assert edits()
+    assert not edits()
+    assert edits(edit={"strength": 0.5})
+    assert edits(export={"quantize": "Q8_0"})
+    model.path.write_bytes(model.path.read_bytes() + bytes(32))
+    assert edits(export={"quantize": "Q8_0"})
