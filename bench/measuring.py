@@ -100,8 +100,6 @@ def _rows(vocabulary: int) -> list[tuple[int, ...]]:
 
 def _stream(folder: Path, rows: list[tuple[int, ...]], *, scores: bool) -> dict[str, float]:
     """The mean streams as the pipeline reads them; with `scores`, the next token's probabilities too."""
-    import torch
-    import transformers.models.llama.modeling_llama
 
     from abliterate.contract.recipe import Run
     from abliterated.pipeline.activations import read_streams, streams_alone, sum_streams
@@ -109,9 +107,7 @@ def _stream(folder: Path, rows: list[tuple[int, ...]], *, scores: bool) -> dict[
     from abliterated.pipeline.source import open_source
     from abliterated.pipeline.watch import Watch
 
-    assert transformers.models.llama.modeling_llama
-    torch.ones(64, 64) @ torch.ones(64, 64)
-    resident = _memory("VmRSS")
+    resident = _runtime()
     start = time.perf_counter()
     source = open_source(folder)
     engine = open_engine(source, Run(device="cpu"))
@@ -160,16 +156,25 @@ def _reference(folder: Path, rows: list[tuple[int, ...]], sample: int) -> dict[s
 def _whole(folder: Path) -> dict[str, float]:
     """What the loaded model holds, in the type its file has."""
     import torch
-    import transformers.models.llama.modeling_llama
     from transformers import AutoModelForCausalLM
 
-    assert transformers.models.llama.modeling_llama
-    torch.ones(64, 64) @ torch.ones(64, 64)
-    resident = _memory("VmRSS")
+    resident = _runtime()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     with torch.inference_mode():
         model(torch.tensor([[1, 2, 3]]))
     return {"resident": _memory("VmRSS") - resident}
+
+
+def _runtime() -> float:
+    """Bytes the libraries take up before there is a model, everything imported that either side needs."""
+    import importlib
+
+    import torch
+
+    for name in ("accelerate", "transformers.core_model_loading", "transformers.models.llama.modeling_llama"):
+        importlib.import_module(name)
+    assert torch.isfinite(torch.ones(64, 64) @ torch.ones(64, 64)).all()
+    return _memory("VmRSS")
 
 
 def _memory(what: str) -> float:

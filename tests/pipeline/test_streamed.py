@@ -235,6 +235,8 @@ def test_a_layer_without_its_weights_is_named(tmp_path: Path) -> None:
     del held["model.layers.2.mlp.down_proj.weight"]
     save_file(held, tmp_path / "model.safetensors", {"format": "pt"})
     source = open_source(tmp_path)
+    with pytest.raises(ModelError, match=r"lacks model\.layers\.2\.mlp\.down_proj\.weight"):
+        load_model(source, Run(), Watch())
     engine = open_engine(source, Run())
     with pytest.raises(ModelError, match=r"lacks model\.layers\.2\.mlp\.down_proj\.weight"):
         tail_logits(Loaded(source, engine.skeleton.model, None, CPU, engine), ROWS, 1)

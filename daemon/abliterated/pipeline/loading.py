@@ -112,9 +112,14 @@ def open_engine(source: Source, run: Run) -> Engine:
     _quiet()
     device = choose_device(run.device)
     _set_threads(source)
-    with _as_folder(source) as (folder, file), _named(source, "structure"):
-        skeleton = build(source, folder, file, device, choose_dtype(run.dtype, device))
-        skeleton.tried()
+    with _as_folder(source) as (folder, file):
+        try:
+            skeleton = build(source, folder, file, device, choose_dtype(run.dtype, device))
+            skeleton.tried()
+        except (AbliteratedError, Unstreamable, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever transformers' inside raises; its own loader may yet read the model
+            raise Unstreamable(str(error).strip().partition("\n")[0][:200] or type(error).__name__) from error
     return Engine(skeleton)
 
 
@@ -128,8 +133,9 @@ def load_model(source: Source, run: Run, watch: Watch) -> Any:
     device = choose_device(run.device)
     _set_threads(source)
     with _as_folder(source, watch) as (folder, file), _named(source, "weights"):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             str(folder),
+            output_loading_info=True,
             dtype=choose_dtype(run.dtype, device),
             device_map=None if device.type == "cpu" else {"": device},
             trust_remote_code=False,
@@ -137,6 +143,9 @@ def load_model(source: Source, run: Run, watch: Watch) -> Any:
             local_files_only=True,
             **({"gguf_file": file} if file else {}),
         )
+        lacking = sorted(found["missing_keys"])
+        if lacking:  # transformers would go on with random numbers
+            raise ModelError(f"{source.name} lacks {lacking[0]}", remedy="Download it again, completely")
         if source.kind == "gguf":
             correct(read_gguf(source.path), model)
     model.requires_grad_(False)

@@ -16,7 +16,7 @@ import torch
 
 from abliterate.contract.errors import ModelError
 from abliterated.pipeline.source import Source
-from abliterated.pipeline.taps import layer_list
+from abliterated.pipeline.taps import layer_list, stream_of
 from abliterated.pipeline.weights import Tensors, Unstreamable, Weights
 
 # Parts of a model that read no text; they stay empty.
@@ -100,10 +100,21 @@ class Skeleton:
             _emptied(self.head)
 
     def tried(self) -> None:
-        """Find out now whether the layers stand alone. Unstreamable where they don't."""
+        """Find out now whether the layers stand alone, by what they are called with and by the first of them.
+
+        Unstreamable, or whatever the layer raises, where they don't.
+        """
         with torch.inference_mode():
             self.fill_outside([])
-            self.unroll(torch.zeros((1, 3), dtype=torch.long, device=self.device), len(self.layers), use_cache=False)
+            ids = torch.zeros((1, 3), dtype=torch.long, device=self.device)
+            stream, calls = self.unroll(ids, len(self.layers), use_cache=False)
+            try:
+                self.fill(0)
+                found = stream_of(self.layers[0](stream, *calls[0].args, **calls[0].options))
+            finally:
+                self.empty(0)
+            if found.shape != stream.shape:
+                raise Unstreamable("a layer gives out something else than the stream")
 
     def unroll(self, ids: torch.Tensor, depth: int, **options: Any) -> tuple[torch.Tensor, list[Call]]:
         """The stream (rows, tokens, hidden) that enters the first layer, and how the first `depth` are called."""
