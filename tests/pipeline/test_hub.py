@@ -193,7 +193,8 @@ def test_a_cancelled_download_keeps_its_parts(server: LocalHub, asked: Hub, monk
     server.faults.hold = threading.Event()
 
     def parts() -> list[Path]:
-        return [path for path in asked.cache.rglob("*.incomplete") if path.stat().st_size]
+        # The small files may have come whole; a part of the weights is what must be kept.
+        return [path for path in asked.cache.rglob("*.incomplete") if path.stat().st_size > 50_000]
 
     with pytest.raises(Cancelled):
         get(asked, cancelled=lambda: bool(parts()))
