@@ -21,7 +21,7 @@ from aiohttp import web
 from filelock import FileLock, Timeout
 
 from abliterate.contract.config import Config, local_path
-from abliterate.contract.errors import AbliteratedError, AlreadyRunning, RecipeError
+from abliterate.contract.errors import AbliteratedError, AlreadyRunning, DiskError, RecipeError
 from abliterate.contract.messages import EngineView, Result, Task
 from abliterate.contract.paths import Home
 from abliterated import __version__
@@ -57,6 +57,7 @@ class App:
         self._engine_view: tuple[float, EngineView] | None = None
         self._proxy: Proxy | None = None
         self._idle_since = time.monotonic()
+        self._fallen: BaseException | None = None
 
     async def run(self) -> int:
         prepare_home(self.home)
@@ -70,7 +71,10 @@ class App:
                 await self._serve(stack, supervisor, inherited)
         finally:
             lock.release()
-        return 0
+        if isinstance(self._fallen, AbliteratedError):
+            raise self._fallen
+        # Not 0: a service manager must know that this was no stop.
+        return 1 if self._fallen else 0
 
     async def _serve(
         self, stack: contextlib.AsyncExitStack, supervisor: Supervisor, inherited: dict[str, list[socket.socket]]
@@ -94,7 +98,7 @@ class App:
         )
         if self._kind == "embedded":
             engine = EngineProcess(
-                self._upstream, self.home.engine_models, self.home.state / "engine.log", dispatcher.wake
+                self._upstream, self.home.engine_models, self.home.state / "engine.log", dispatcher.engine_answers
             )
             self._keep(stack, engine.run(), engine.stop)
         await self._start_proxy(stack, inherited.get("proxy", []))
@@ -161,7 +165,9 @@ class App:
 
         def report(done: asyncio.Task[None]) -> None:
             if not done.cancelled() and (error := done.exception()):
-                log.critical("a room of the daemon fell", exc_info=error, extra={"action": "bug"})
+                self._fallen = self._fallen or error
+                trace = None if isinstance(error, AbliteratedError) else error
+                log.critical("a room of the daemon fell: %s", error, exc_info=trace, extra={"action": "fallen"})
                 os.kill(os.getpid(), signal.SIGTERM)
 
         task.add_done_callback(report)
@@ -233,7 +239,7 @@ class App:
         with contextlib.suppress(AbliteratedError, TimeoutError):
             async with OllamaClient(self._upstream) as client:
                 version = await asyncio.wait_for(client.version(), 1.0)
-            view = EngineView(kind=self._kind, url=self._upstream, version=str(version), answers=True)
+            view = EngineView(kind=self._kind, url=self._upstream, version=version.text, answers=True)
         self._engine_view = (now, view)
         return view
 
@@ -254,21 +260,23 @@ def take_daemon_lock(path: Path) -> FileLock:
     holder = path.with_suffix(".holder")
     try:
         lock.acquire(timeout=0.2)
-    except Timeout:
-        who = holder.read_text().strip() if holder.exists() else "another process"
-        raise AlreadyRunning(
-            f"{path.parent}: a daemon ({who}) serves this home already",
-            remedy="Stop it, or give this one another paths.state",
-        ) from None
+    except OSError as error:
+        if isinstance(error, Timeout):
+            who = holder.read_text().strip() if holder.exists() else "another process"
+            raise AlreadyRunning(
+                f"{path.parent}: a daemon ({who}) serves this home already",
+                remedy="Stop it, or give this one another paths.state",
+            ) from None
+        raise DiskError(f"{path}: can't be locked ({error.strerror})", remedy="Check who owns paths.state") from error
     holder.write_text(f"pid {os.getpid()}\n")
     return lock
 
 
 def control_listener(path: Path) -> socket.socket:
     """The control socket, 0660, in a folder only we can enter. A stale one is replaced: the home is ours by lock."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
         path.unlink(missing_ok=True)
         before = os.umask(0o117)
         try:

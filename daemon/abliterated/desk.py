@@ -15,7 +15,7 @@ import msgspec
 from abliterate.contract.errors import DiskError, RecipeError
 from abliterate.contract.ids import ULID, new_id
 from abliterate.contract.messages import EngineView, JobView, Submit, Submitted
-from abliterate.contract.recipe import Recipe, parse_recipe, target_name
+from abliterate.contract.recipe import Recipe, parse_recipe, recipe_digest, target_name
 from abliterated.config import check_spooled
 from abliterated.files import sync_folder, write_whole
 from abliterated.jobs.dispatcher import Dispatcher
@@ -58,6 +58,14 @@ class QueueDesk:
     def accept(self, accepted: Accepted) -> None:
         """Make a job of a spooled file; called in the tray's thread, safe to repeat for the same file."""
         if self._ledger.do_blocking(Journal.claimed, accepted.claim):
+            return
+        known = self._ledger.do_blocking(Journal.find, accepted.id)
+        if known is not None and known.digest != recipe_digest(accepted.recipe):
+            raise RecipeError(
+                f"{accepted.id}: a job of that id has another recipe",
+                remedy="Drop it under a name without an id, or use `abliterate submit`",
+            )
+        if known is not None:
             return
         self._keep_copy(accepted.id, accepted.data)
         job, _ = self._ledger.do_blocking(

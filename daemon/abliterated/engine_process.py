@@ -11,20 +11,24 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from abliterate.contract.errors import AlreadyRunning
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 STEADY_SECONDS = 60.0
+# An engine whose daemon was killed holds its port for a moment; somebody else holds it for longer.
+PORT_PATIENCE = 10.0
 
 
 class EngineProcess:
     """`run()` until `stop()`. `ready` is called each time it was started."""
 
-    def __init__(self, url: str, models: Path, output: Path, ready: Callable[[], None]) -> None:
+    def __init__(self, url: str, models: Path, output: Path, ready: Callable[[], Awaitable[None]]) -> None:
         parts = urlsplit(url)
         self._listen = f"{parts.hostname or '127.0.0.1'}:{parts.port or 80}"
         self._models = models
@@ -34,14 +38,24 @@ class EngineProcess:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Start it, wait for its end, start it again: at once after a long life, slowly after short ones."""
+        """Start it, wait for its end, start it again: at once after a long life, slowly after short ones.
+
+        Raises AlreadyRunning where somebody else keeps its port.
+        """
         pause = FIRST_PAUSE
         loop = asyncio.get_running_loop()
+        refused_since: float | None = None
         while not self._stopping.is_set():
             born = loop.time()
             status = await self._live()
             if self._stopping.is_set():
                 return
+            refused_since = (refused_since or born) if status == AlreadyRunning.exit_code else None
+            if refused_since is not None and loop.time() - refused_since > PORT_PATIENCE:
+                raise AlreadyRunning(
+                    f"{self._listen}: taken by another program, so the embedded engine can't listen there",
+                    remedy='Stop that program, set proxy.upstream to another port, or engine.kind = "ollama"',
+                )
             pause = FIRST_PAUSE if loop.time() - born > STEADY_SECONDS else min(LONGEST_PAUSE, pause * 2)
             log.error(
                 "the embedded engine ended with %s (see %s); starts again in %.1f s",
@@ -104,6 +118,12 @@ class EngineProcess:
                 await asyncio.sleep(0.05)
                 continue
             writer.close()
+            # Whoever answered must be ours: with its port taken the engine ends at once.
+            try:
+                await asyncio.wait_for(process.wait(), 0.3)
+                return
+            except TimeoutError:
+                pass
             log.info("the embedded engine answers on %s", self._listen, extra={"action": "engine"})
-            self._ready()
+            await self._ready()
             return

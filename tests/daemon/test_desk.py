@@ -132,6 +132,21 @@ async def test_the_same_bytes_dropped_again_are_a_new_wish(office: Office) -> No
     assert await office.ledger.do(Journal.claimed, "") is None
 
 
+async def test_a_file_under_a_known_jobs_id_does_not_touch_that_job(office: Office) -> None:
+    first = await office.desk.submit(Submit(recipe=GOOD.decode(), id=new_id()), "test")
+    path = office.incoming / f"{first.id}.other.toml"
+    path.write_bytes(b'model = "ollama:other"\n')
+    path.chmod(0o640)
+    await office.scan()
+    assert (office.jobs / first.id / "recipe.toml").read_bytes() == GOOD
+    (rejected,) = (office.root / "rejected").glob("*.toml")
+    assert rejected.read_bytes() == b'model = "ollama:other"\n'
+    office.drop(f"{first.id}.again.toml")
+    await office.scan()
+    assert len(await office.views()) == 1
+    assert list(office.incoming.iterdir()) == []
+
+
 async def test_a_submission_sent_twice_is_one_job(office: Office) -> None:
     wanted = Submit(recipe=GOOD.decode(), id=new_id(), label="night")
     first = await office.desk.submit(wanted, "test")

@@ -234,6 +234,43 @@ async def test_an_engine_that_is_away_keeps_the_job_queued_and_costs_no_attempt(
     assert (await house.until(job_id, lambda one: one.state in TERMINAL)).state == "failed"
 
 
+@pytest.mark.parametrize("error", [EngineUnavailable("nobody answers"), ModelError("gone")])
+@pytest.mark.parametrize("verb", ["cancel", "hold"])
+async def test_what_is_cancelled_or_held_while_it_is_prepared_stays_so(
+    house: House, verb: str, error: Exception
+) -> None:
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def slow(job: Job, folder: Path) -> Task:
+        asked.set()
+        await answered.wait()
+        raise error
+
+    house.dispatcher._prepare = slow
+    house.start()
+    job_id = await house.add()
+    await asyncio.wait_for(asked.wait(), 10)
+    moved = await (house.dispatcher.cancel if verb == "cancel" else house.dispatcher.hold)(job_id, "test")
+    answered.set()
+    await house.until(job_id, lambda one: house.dispatcher._running is None)
+    assert (await house.ledger.do(Journal.get, job_id)).state == moved.state
+
+
+async def test_an_engine_that_answers_again_is_used_at_once(house: House) -> None:
+    house.prepare_error = EngineUnavailable("nobody answers")
+    house.start()
+    first, second = await house.add("first"), await house.add("second")
+    for job_id in (first, second):
+        await house.until(job_id, lambda one: one.reason == "ollama-down")
+    await house.ledger.do(Journal.note, first, retry_at=4e9)
+    await house.ledger.do(Journal.note, second, retry_at=4e9)
+    house.prepare_error = None
+    await house.dispatcher.engine_answers()
+    for job_id in (first, second):
+        await house.until(job_id, lambda one: one.state in TERMINAL)
+    assert [view.id for view in house.events if view.state == "starting"] == [first, second]
+
+
 async def test_a_paused_queue_waits_and_remembers_it(house: House) -> None:
     house.start()
     await house.dispatcher.pause(True)

@@ -176,16 +176,56 @@ def test_a_hostile_entry_is_neither_followed_nor_fatal(
     box.scan(6.0)
     assert [one.label for one in box.taken] == ["good"]
     assert outside.read_bytes() == GOOD, "what a link names is never touched"
-    assert (box.rejected / "evil.reason.txt").exists()
+    assert box.listed(box.rejected) == ["evil.reason.json", "evil.reason.txt", "evil.toml"], (
+        "moved there, not destroyed"
+    )
     assert box.listed(box.incoming) == []
 
 
-def test_a_folder_named_like_a_recipe_stays_and_does_not_stop_the_others(box: Box) -> None:
+def test_a_folder_named_like_a_recipe_is_moved_aside_once(box: Box) -> None:
     (box.incoming / "folder.toml").mkdir()
     box.drop("good.toml", GOOD)
     for _ in range(3):
         box.scan(6.0)
     assert [one.label for one in box.taken] == ["good"]
+    assert box.listed(box.rejected) == ["folder.reason.json", "folder.reason.txt", "folder.toml"]
+
+
+def test_a_recipe_that_anybody_may_write_to_is_refused_with_its_bytes_kept(box: Box) -> None:
+    box.drop("mine.toml", GOOD).chmod(0o666)
+    box.scan()
+    box.scan(6.0)
+    assert (box.rejected / "mine.toml").read_bytes() == GOOD
+
+
+def test_what_was_rejected_before_is_not_overwritten(box: Box) -> None:
+    for text in (b"first = ", b"second = "):
+        box.drop("bad.toml", text)
+        box.scan()
+        box.scan(6.0)
+    assert (box.rejected / "bad.toml").read_bytes() == b"first = "
+    assert (box.rejected / "bad.2.toml").read_bytes() == b"second = "
+
+
+def test_a_long_name_in_another_script_stops_nobody(box: Box) -> None:
+    box.drop("漢" * 82 + ".toml", b"modle = 1")
+    box.drop("漢good.toml", GOOD)
+    box.scan()
+    box.scan(1.0)
+    box.scan(6.0)
+    assert [one.label for one in box.taken] == ["漢good"]
+    assert box.listed(box.incoming) == []
+    assert len(box.listed(box.rejected)) == 3
+
+
+def test_a_rejection_that_cannot_be_written_loses_nothing_and_stops_nobody(box: Box) -> None:
+    box.rejected.write_text("a file where the folder should be")
+    box.drop("bad.toml", b"nonsense")
+    box.drop("good.toml", GOOD)
+    box.scan()
+    assert box.scan(6.0) == 5.0
+    assert [one.label for one in box.taken] == ["good"]
+    assert box.listed(box.incoming) == ["bad.toml"]
 
 
 def test_names_cannot_move_a_terminal_or_a_path() -> None:

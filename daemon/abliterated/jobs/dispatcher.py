@@ -76,6 +76,7 @@ class Dispatcher:
         self._running: Running | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._engine_tries: dict[str, int] = {}
+        self._impatient: dict[str, asyncio.Event] = {}
         self.paused = False
 
     # --- from outside -------------------------------------------------------------------------------------------
@@ -83,6 +84,16 @@ class Dispatcher:
     def wake(self) -> None:
         """Look at the queue now: a job came, a setting changed, the engine answered."""
         self._wake.set()
+
+    async def engine_answers(self) -> None:
+        """The engine is there (again): whoever waits for it goes on at once, in the order they came."""
+        self._engine_tries.clear()
+        for bell in self._impatient.values():
+            bell.set()
+        for job in await self._ledger.do(Journal.active):
+            if job.state == "queued" and job.reason == "ollama-down":
+                await self._ledger.do(Journal.note, job.id, retry_at=0.0)
+        self.wake()
 
     def view(self, job: Job) -> JobView:
         """The job as the client sees it, with the live progress where it runs."""
@@ -129,6 +140,8 @@ class Dispatcher:
             if running.worker:
                 self._spawn(f"stop {job_id}", stop_worker(running.worker, patience=25.0))
         else:
+            if bell := self._impatient.get(job_id):
+                bell.set()
             task = self._tasks.get(job_id)
             if task is None or task.done():
                 job = await self._move(job_id, "cancelled", actor=actor)
@@ -221,10 +234,12 @@ class Dispatcher:
             move = Move("held", "crash-loop", "the daemon failed on it; see its log", attempts=job.attempts + 1)
         result = running.worker.word if running.worker and isinstance(running.worker.word, Result) else None
         self._running = None
-        if move is not None:
-            await self._settle(job, move, result)
-        self._tasks.pop(job.id, None)
-        self.wake()
+        try:
+            if move is not None:
+                await self._settle(job, move, result)
+        finally:
+            self._tasks.pop(job.id, None)
+            self.wake()
 
     async def _settle(self, job: Job, move: Move, result: Result | None) -> None:
         changes: dict[str, Any] = {
@@ -256,13 +271,15 @@ class Dispatcher:
             running.job = await self._move(job.id, "starting", started=time.time())
             running.worker = await start_worker(task, folder)
         except AbliteratedError as error:
+            if (await self._ledger.do(Journal.get, job.id)).state not in ("queued", "starting"):
+                return None
             if is_passing(error):
                 tries = self._engine_tries[job.id] = self._engine_tries.get(job.id, 0) + 1
                 seconds = backoff(tries, ENGINE_FIRST, ENGINE_LONGEST)
                 return Move("queued", "ollama-down", str(error), None, seconds, job.attempts, job.crashes)
             return after_failure(failure_of(error), attempts=job.attempts, crashes=job.crashes, retries=self._retries)
         self._engine_tries.pop(job.id, None)
-        if running.asked_to_stop():
+        if running.asked_to_stop() or self._stopping:
             self._spawn(f"stop {job.id}", stop_worker(running.worker, patience=25.0))
         else:
             running.job = await self._move(job.id, "running", worker=running.worker.mark, failure=None)
@@ -300,7 +317,7 @@ class Dispatcher:
                     reason: Reason = "disk" if isinstance(error, DiskError) else "ollama-down"
                     await self._ledger.do(Journal.note, job.id, reason=reason, explanation=str(error))
                     await self._tell(job.id)
-                    await asyncio.sleep(backoff(tries, ENGINE_FIRST, ENGINE_LONGEST))
+                    await self._pause(job.id, backoff(tries, ENGINE_FIRST, ENGINE_LONGEST))
                     continue
                 await self._end(job.id, "failed", explanation=error.message, failure=failure_of(error))
                 break
@@ -315,6 +332,13 @@ class Dispatcher:
             break
         self._tasks.pop(job.id, None)
         self.wake()
+
+    async def _pause(self, job_id: str, seconds: float) -> None:
+        """Wait for `seconds`, or until the engine answers or somebody cancels the job."""
+        bell = self._impatient.setdefault(job_id, asyncio.Event())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(bell.wait(), seconds)
+        self._impatient.pop(job_id, None)
 
     async def _end(self, job_id: str, state: State, **changes: Any) -> None:
         current = await self._ledger.do(Journal.get, job_id)

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -306,7 +306,8 @@ class Journal:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                with suppress(sqlite3.Error):  # SQLite may have rolled back by itself; the cause is what counts
+                    self._db.execute("ROLLBACK")
                 raise
         except sqlite3.OperationalError as error:
             raise DiskError(f"the journal can't be written ({error})", remedy="Free some disk space") from error

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -58,10 +59,18 @@ class Tray:
         try:
             names = sorted(name for name in os.listdir(folder) if concerns(name))  # noqa: PTH208 - by descriptor
             self._since = {name: seen for name, seen in self._since.items() if name in names}
-            waits = [wait for name in names if (wait := self._look(folder, name, now)) is not None]
+            waits = [wait for name in names if (wait := self._look_safely(folder, name, now)) is not None]
         finally:
             os.close(folder)
         return min(waits, default=None)
+
+    def _look_safely(self, folder: int, name: str, now: Callable[[], float]) -> float | None:
+        try:
+            return self._look(folder, name, now)
+        except OSError as error:
+            # One entry that can't be dealt with must not keep the others waiting.
+            log.error("%s: %s", printable(name), error, extra={"action": "spool"})
+            return 5.0
 
     def _look(self, folder: int, name: str, now: Callable[[], float]) -> float | None:
         try:
@@ -97,6 +106,10 @@ class Tray:
         job_id, label = identity(entry.name)
         try:
             self.accept(Accepted(job_id, label, recipe, entry.data, entry.key))
+        except RecipeError as error:
+            self._reject(entry.name, entry.data, error)
+            remove_entry(folder, entry)
+            return None
         except (AbliteratedError, OSError) as error:
             # The file stays; nothing is lost, and the next scan tries again.
             log.error("%s could not be taken: %s", printable(entry.name), error, extra={"action": "spool"})
@@ -112,25 +125,33 @@ class Tray:
         verdict, wait = settle(Sighting(since, writer_gone=False, good=False), now)
         if verdict == "wait":
             return wait
-        self._reject(name, b"", error)
+        stem = self._reject(name, b"", error)
+        # Moved, not read: nothing is lost, and a link moves as a link, whatever it names.
+        target = folder_descriptor(self.rejected)
         try:
-            # The name goes, whatever it names stays: a link's target is never touched.
-            os.unlink(name, dir_fd=folder)
-        except OSError:
-            log.error("%s can't be removed from the spool", printable(name), extra={"action": "spool"})
-            return 60.0
+            os.rename(name, f"{stem}.toml", src_dir_fd=folder, dst_dir_fd=target)
+        finally:
+            os.close(target)
         return None
 
-    def _reject(self, name: str, data: bytes, error: RecipeError) -> None:
+    def _reject(self, name: str, data: bytes, error: RecipeError) -> str:
+        """Write reason and bytes to the rejected folder; returns the stem they got there."""
         self.rejected.mkdir(parents=True, exist_ok=True)
         safe = printable(name)
-        stem = safe.removesuffix(".toml")[:150]
+        stem = self._free_stem(shortened(safe.removesuffix(".toml"), 150))
         if data:
             write_whole(self.rejected / f"{stem}.toml", data, mode=0o640)
         write_whole(self.rejected / f"{stem}.reason.txt", f"{error}\n".encode(), mode=0o640)
         body = ErrorBody(error=error.message, remedy=error.remedy, exit_code=error.exit_code)
         write_whole(self.rejected / f"{stem}.reason.json", msgspec.json.encode(body), mode=0o640)
         log.warning("rejected %s: %s", safe, error.message, extra={"action": "rejected"})
+        return stem
+
+    def _free_stem(self, stem: str) -> str:
+        """`stem`, or `stem.2`, …: what was rejected before is not overwritten."""
+        taken = {path.name for path in self.rejected.iterdir()}
+        numbered = (stem if number == 1 else f"{stem}.{number}" for number in count(1))
+        return next(name for name in numbered if f"{name}.reason.txt" not in taken and f"{name}.toml" not in taken)
 
 
 def identity(name: str) -> tuple[str, str]:
@@ -144,4 +165,9 @@ def identity(name: str) -> tuple[str, str]:
 
 def printable(name: str) -> str:
     """A file name without what could move a terminal or a path."""
-    return re.sub(r"[^\w.@+ -]", "_", name.encode("utf-8", "replace").decode())[:160] or "_"
+    return shortened(re.sub(r"[^\w.@+ -]", "_", name.encode("utf-8", "replace").decode()), 160) or "_"
+
+
+def shortened(text: str, limit: int) -> str:
+    """The beginning of `text` that takes at most `limit` bytes: file systems count bytes."""
+    return text.encode()[:limit].decode("utf-8", "ignore")
