@@ -48,8 +48,9 @@ ENGINE_VIEW_SECONDS = 2.0
 class App:
     """One daemon. `run()` serves until SIGTERM or SIGINT; returns the exit code."""
 
-    def __init__(self, config: Config, home: Home, control_socket: Path) -> None:
+    def __init__(self, config: Config, home: Home, control_socket: Path, parent_fd: int | None = None) -> None:
         self.config = config
+        self._parent_fd = parent_fd
         self.home = home
         self._control_socket = control_socket
         self._upstream = config.proxy.upstream
@@ -83,6 +84,10 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
+        if self._parent_fd is not None:
+            # Whoever started us holds the other end; when it is gone, so are we.
+            loop.add_reader(self._parent_fd, stopping.set)
+            stack.callback(loop.remove_reader, self._parent_fd)
         ledger = await asyncio.to_thread(Ledger, self.home.journal)
         stack.callback(ledger.close)
         self._kind = engine_kind(self.config, await asyncio.to_thread(surroundings, self._upstream))
@@ -312,10 +317,10 @@ async def _feed(supervisor: Supervisor) -> None:
         await asyncio.sleep(supervisor.watchdog_seconds / 2)
 
 
-def run(config: Config, home: Home, control_socket: Path) -> int:
+def run(config: Config, home: Home, control_socket: Path, parent_fd: int | None = None) -> int:
     """Serve in the foreground until told to stop."""
     from abliterated.proxy.server import new_event_loop
 
-    app = App(config, home, control_socket)
+    app = App(config, home, control_socket, parent_fd)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(app.run())

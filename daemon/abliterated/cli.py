@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from abliterate.contract.errors import AbliteratedError
+from abliterate.contract.errors import AbliteratedError, DiskError
 from abliterated import __version__
 
 VERBS = ("serve", "work", "proxy", "engine", "demo")
@@ -48,6 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.remedy:
             sys.stderr.write(f"  → {error.remedy}\n")
         return error.exit_code
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"abliterated: this needs {error.name}, which is not installed\n")
+        sys.stderr.write("  → pip install 'abliterated[pipeline]'\n")
+        return 1
+    except OSError as error:
+        # What no room foresaw: still one line, and what it was about.
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"abliterated: {where}{error.strerror or error}\n  → Check the path, its owner and the disk\n")
+        return DiskError.exit_code
     except KeyboardInterrupt:
         return 130
     return code

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from abliterate.contract.config import Config
+from abliterate.contract.config import Config, local_path
 from abliterate.contract.errors import DiskError, RecipeError
 from abliterate.contract.paths import Home
 from abliterate.contract.recipe import Recipe
@@ -106,7 +106,7 @@ def check_spooled(recipe: Recipe, roots: list[str]) -> None:
         value = getattr(recipe.prompts, key)
         named[f"prompts.{key}"] = [value] if isinstance(value, str) else list(value)
     named["prompts.atoms"] = list(recipe.prompts.atoms)
-    allowed = [Path(root).expanduser().resolve() for root in roots]
+    allowed = [local_path(root).resolve() for root in roots]
     for key, values in named.items():
         for value in values:
             if value in ("", "builtin") or value.startswith("hf:"):

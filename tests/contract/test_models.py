@@ -217,3 +217,12 @@ def test_an_unknown_model_is_404(http: httpx.Client, method: str, path: str, bod
 def test_the_name_that_is_missing_is_told(http: httpx.Client, expect: Expected) -> None:
     name = "missing:latest" if expect.shows_full_name_missing else "missing"
     assert http.post("/api/show", json={"model": "missing"}).json() == {"error": f"model '{name}' not found"}
+
+
+@pytest.mark.parametrize("name", ["../model.gguf", "/model.gguf", "a//b.gguf"])
+def test_a_file_is_named_below_the_folder(
+    http: httpx.Client, uploaded: dict[str, Blob], scratch: str, name: str
+) -> None:
+    body = {"model": scratch, "files": {name: uploaded["plain"].digest}, "stream": False}
+    answer = http.post("/api/create", json=body)
+    assert (answer.status_code, answer.json()) == (400, {"error": "file path must be relative"})

@@ -176,6 +176,19 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         assert "→" in told.stderr
 
 
+def test_an_engine_port_that_somebody_else_holds_is_said_and_ends_the_daemon() -> None:
+    with house() as made, socket.create_server(("127.0.0.1", made.upstream)):
+        made.configure("embedded")
+        told = subprocess.run(
+            [str(BIN / "abliterated"), "serve", "--config", str(made.config)],
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert told.returncode == 75
+        assert f"{made.upstream}: taken" in told.stderr
+
+
 def test_a_wrong_configuration_names_line_and_key(tmp_path: Path) -> None:
     with house() as made:
         made.config.write_text("[proxy]\nlisten = 3\nupstrem = 'x'\n")

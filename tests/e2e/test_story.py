@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from e2e.daemons import BIN
@@ -65,3 +68,51 @@ def test_the_model_alone_can_be_written_with_its_prompts(tmp_path: Path) -> None
     names = {Path(line).name for line in told.stdout.split()}
     assert names == {"m.gguf", "m.harmful.txt", "m.harmless.txt"} == {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "m.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_a_demo_that_is_ended_leaves_nothing_running(tmp_path: Path) -> None:
+    before = homes()
+    with subprocess.Popen(
+        [str(BIN / "abliterated"), "demo", "--engine", "embedded"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "start daemon" in line:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(timeout=60) == 143
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert homes() <= before
+
+
+def homes() -> set[str]:
+    return {path.name for path in Path(tempfile.gettempdir()).glob("abliterated-*") if (path / "config.toml").exists()}
+
+
+def test_a_demo_that_is_killed_takes_its_daemon_along(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [str(BIN / "abliterated"), "demo", "--engine", "embedded"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "start daemon" in line:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.stderr.read()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    for left in homes():
+        shutil.rmtree(Path(tempfile.gettempdir()) / left, ignore_errors=True)

@@ -68,7 +68,7 @@ def raise_problems(source: str, text: str, problems: list[Problem]) -> None:
         lines.append(f"{where}: {problem.key}: {problem.message}" + (f" ({problem.remedy})" if problem.remedy else ""))
     if len(problems) > MAX_PROBLEMS:
         lines.append(f"{source}: and {len(problems) - MAX_PROBLEMS} more")
-    raise RecipeError("\n".join(lines), remedy="Correct it and submit it again")
+    raise RecipeError("\n".join(lines), remedy="Correct it and try again")
 
 
 def _convert(kind: Any, raw: Any, path: str) -> tuple[Any, list[Problem]]:

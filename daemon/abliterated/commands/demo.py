@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
+
+from abliterate.contract.errors import DiskError
 
 HELP = "tell the whole story on a small model that refuses: no download, no GPU, no Ollama needed"
 EXAMPLES = """\
@@ -41,6 +44,13 @@ def run(options: argparse.Namespace) -> int:
     from abliterated.demo.story import as_expected, tell_story
     from abliterated.demo.telling import Teller
 
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"{options.out}: can't be made ({error.strerror})", remedy="Give another --out") from error
+    # Raised where the story is, so that it stops what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     result = tell_story(options.engine, options.out / "result.json", Teller(quiet_table=options.json))
     if options.json:
         import msgspec

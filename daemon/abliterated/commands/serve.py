@@ -22,6 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="default INFO"
     )
+    parser.add_argument("--parent-fd", type=int, help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -30,4 +31,4 @@ def run(options: argparse.Namespace) -> int:
 
     logs.set_up(options.log_level)
     config = load_config(options.config)
-    return app.run(config, home(config), control_socket(config))
+    return app.run(config, home(config), control_socket(config), options.parent_fd)

@@ -137,7 +137,7 @@ def absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
     def whole(value: str) -> str:
         named = value in ("", "builtin") or value.startswith(("hf:", "ollama:"))
-        return value if named else str(folder / Path(value).expanduser())
+        return value if named else str(folder / local_path(value))
 
     def each(value: str | list[str]) -> str | list[str]:
         return whole(value) if isinstance(value, str) else [whole(one) for one in value]

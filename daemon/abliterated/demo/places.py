@@ -69,8 +69,11 @@ def place(engine: str, executable: str, roots: list[Path]) -> Iterator[Place]:
         config.write_text(tomli_w.dumps(settings))
         if engine == "ollama":
             stack.enter_context(_ollama(executable, home, engine_port))
-        daemon = [sys.executable, "-m", "abliterated.cli", "serve", "--config", str(config)]
-        stack.enter_context(_process(daemon, home / "daemon.log", dict(os.environ)))
+        parent, alive = os.pipe()
+        stack.callback(os.close, alive)
+        daemon = [sys.executable, "-m", "abliterated.cli", "serve", "--config", str(config), "--parent-fd", str(parent)]
+        stack.callback(os.close, parent)
+        stack.enter_context(_process(daemon, home / "daemon.log", dict(os.environ), parent))
         here = Place(
             home=home,
             config=config,
@@ -109,9 +112,11 @@ def _ollama(executable: str, home: Path, port: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _process(command: list[str], output: Path, environment: dict[str, str]) -> Iterator[None]:
+def _process(
+    command: list[str], output: Path, environment: dict[str, str], descriptor: int | None = None
+) -> Iterator[None]:
     with output.open("wb") as log:
-        process = _start(command, log, environment)
+        process = _start(command, log, environment, descriptor)
         try:
             yield
         finally:
@@ -123,9 +128,17 @@ def _process(command: list[str], output: Path, environment: dict[str, str]) -> I
                 process.wait()
 
 
-def _start(command: list[str], log: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    command: list[str], log: IO[bytes], environment: dict[str, str], descriptor: int | None
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        start_new_session=True,
+        pass_fds=() if descriptor is None else (descriptor,),
     )
 
 

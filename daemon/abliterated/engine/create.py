@@ -68,6 +68,8 @@ def check(request: CreateRequest) -> ModelName:
     if not request.source and not request.files:
         raise Refused(400, "neither 'from' or 'files' was specified")
     check_template(request.template or "")
+    if not request.source and not all(_relative(name) for name in request.files or {}):
+        raise Refused(400, "file path must be relative")
     for digest in () if request.source else (request.files or {}).values():
         read_digest(digest)
     return name
@@ -201,3 +203,8 @@ class Creator:
             rootfs={"type": "layers", "diff_ids": [layer.digest for layer in layers]},
         )
         return Manifest(self.store.write(CONFIG, msgspec.json.encode(config))[0], layers)
+
+
+def _relative(name: str) -> bool:
+    """Whether `name` stays below the folder it is read from, as Go's fs.ValidPath has it."""
+    return bool(name) and all(part not in ("", ".", "..") for part in name.split("/"))

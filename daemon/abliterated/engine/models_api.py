@@ -87,8 +87,11 @@ async def show_route(http: web.Request) -> web.Response:
 
 async def ps(http: web.Request) -> web.Response:
     service = http.app[SERVICE]
-    entries = []
+    entries: list[dict[str, object]] = []
     for runner in list(service.pool.runners.values()):
+        # Answering and embedding are two runners of one model.
+        if any(entry["name"] == runner.want.name for entry in entries):
+            continue
         stored = service.store.find(read_name(runner.want.name)) if runner.loaded else None
         model = _try(service, stored) if stored else None
         if not runner.loaded or model is None:

@@ -110,6 +110,10 @@ def run_task(task: Task, channel: Channel, stop: Stop) -> int:
             Failure(failure="oom-host", message="out of memory", remedy="Free some memory, or use a smaller model")
         )
         return 70
+    except ModuleNotFoundError as error:
+        message = f"the pipeline needs {error.name}, which is not installed"
+        channel.send(Failure(failure="recipe", message=message, remedy="pip install 'abliterated[pipeline]'"))
+        return 2
     except Exception as error:
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
 """How much memory there is, and what that means: the whole model at once, or one layer after the other.
 
-The rules are pure; `free_memory` and `give_back` alone touch the machine. Does not know models or files.
+The rules are pure; the functions at the end alone touch the machine. Does not know models or files.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Final, Literal
 import psutil
 import torch
 
+# Of glibc's <malloc.h>.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _C: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 How = Literal["whole", "streamed"]
@@ -35,8 +37,17 @@ def state_limit(free: int) -> int:
     return max(LEAST_STATE, min(int(free * STATE_SHARE), MOST_STATE))
 
 
+def keep_what_is_let_go() -> None:
+    """Have the C library keep what is let go until `give_back`: taking it anew for every intermediate result costs a
+    quarter of a pass. Nothing where it can't be asked."""
+    choose = getattr(_C, "mallopt", None)
+    if choose is not None:
+        choose(_MMAP_THRESHOLD, 32 << 20)
+        choose(_TRIM_THRESHOLD, 1 << 30)
+
+
 def give_back() -> None:
-    """Have the C library return what was let go; it would keep it for itself. Nothing where it can't be asked."""
+    """Have the C library return what was let go. Nothing where it can't be asked."""
     trim = getattr(_C, "malloc_trim", None)
     if trim is not None:
         trim(0)

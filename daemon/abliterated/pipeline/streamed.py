@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 
 from abliterated.pipeline.passes import Part, Pass, Plan, cache_of, padded, places, tap
-from abliterated.pipeline.room import free_memory, give_back, state_limit
+from abliterated.pipeline.room import free_memory, give_back, keep_what_is_let_go, state_limit
 from abliterated.pipeline.skeleton import Call, Skeleton
 from abliterated.pipeline.taps import Tap, stream_of
 from abliterated.pipeline.watch import Watch
@@ -47,6 +47,9 @@ class Engine:
     skeleton: Skeleton
     limit: int = 0
     layers_read: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        keep_what_is_let_go()
 
     def run(self, asked: Pass, planned: Plan, watch: Watch, place: tuple[int, int, str]) -> Iterator[Part]:
         """Every batch, once all that go together have gone through."""
