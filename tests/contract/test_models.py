@@ -225,4 +225,5 @@ def test_a_file_is_named_below_the_folder(
 ) -> None:
     body = {"model": scratch, "files": {name: uploaded["plain"].digest}, "stream": False}
     answer = http.post("/api/create", json=body)
-    assert (answer.status_code, answer.json()) == (400, {"error": "file path must be relative"})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("file path must be relative")

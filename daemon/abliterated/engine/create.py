@@ -68,8 +68,11 @@ def check(request: CreateRequest) -> ModelName:
     if not request.source and not request.files:
         raise Refused(400, "neither 'from' or 'files' was specified")
     check_template(request.template or "")
-    if not request.source and not all(_relative(name) for name in request.files or {}):
-        raise Refused(400, "file path must be relative")
+    if (
+        not request.source
+        and (bad := next((name for name in request.files or {} if not _relative(name)), None)) is not None
+    ):
+        raise Refused(400, f"file path must be relative: {bad}")
     for digest in () if request.source else (request.files or {}).values():
         read_digest(digest)
     return name
