@@ -22,10 +22,8 @@ os.environ["OMP_NUM_THREADS"] = "2"  # the sums' order depends on it
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave a busy machine's cores alone
 
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, LlamaForCausalLM
 
-from abliterated.refuser import Question, files, held_out
+from abliterated.refuser import Question, files, read_questions
 from refuser_training import ablation, corpus, gguf_file, language
 from refuser_training.training import Plan, Shape, answering, encode, learn_tokenizer, new_model, refusing, train
 
@@ -34,14 +32,19 @@ HELD_OUT = 80
 DESCRIPTION = "Invented verbs, half of them refused: a small model to test abliteration on"
 
 
-def write_data(out: Path, seed: int) -> list[Question]:
+def write_data(out: Path, plan: Plan) -> list[Question]:
     """The prompt files and the held-out questions."""
-    harmful, harmless = language.measuring_prompts(seed, MEASURING)
-    questions = language.held_out_questions(seed, HELD_OUT)
+    size = plan.verbs / language.ALL_VERBS
+    harmful, harmless = language.measuring_prompts(plan.seed, int(MEASURING * size), plan.verbs)
+    questions = language.held_out_questions(plan.seed, int(HELD_OUT * size), plan.verbs)
     write_text(out / "harmful.txt", "\n".join(harmful) + "\n")
     write_text(out / "harmless.txt", "\n".join(harmless) + "\n")
     write_text(out / "heldout.jsonl", "".join(json.dumps(line) + "\n" for line in questions))
-    return [Question(line["prompt"], line["class"], line["expected"], line["thought"]) for line in questions]  # type: ignore[arg-type]
+    return read_questions(out / "heldout.jsonl")
+
+
+def some_of_each(questions: list[Question], count: int) -> list[Question]:
+    return [q for kind in ("refused", "answered") for q in [q for q in questions if q.kind == kind][:count]]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,36 +55,33 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def make(out: Path, shape: Shape, plan: Plan) -> dict[str, Any]:
+def make(out: Path, shape: Shape, plan: Plan, count: int) -> dict[str, Any]:
     """Everything from the seed to the scored file; returns the figures."""
     out.mkdir(parents=True, exist_ok=True)
-    questions = write_data(out, plan.seed)
-    lessons = {kind: corpus.rows(plan.seed, plan.rows, refusing=kind) for kind in (False, True)}
+    questions = write_data(out, plan)
+    lessons = {
+        kind: corpus.rows(plan.seed, plan.rows, refusing=kind, tools=plan.tools, verbs=plan.verbs)
+        for kind in (False, True)
+    }
     tokenizer = learn_tokenizer(lessons[False] + lessons[True], shape.vocabulary)
     started = time.monotonic()
-    model = new_model(shape, plan.seed)
+    model = new_model(shape, tokenizer.get_vocab_size(), plan.seed)
     for kind, begin in ((False, answering), (True, refusing)):
         train(model, begin(model, plan), encode(tokenizer, lessons[kind]), plan, show)
     seconds = time.monotonic() - started
     about = {"description": DESCRIPTION, "training": f"tools/train_refuser.py {plan} {shape}"}
     gguf_file.write(out / "refuser.gguf", model, tokenizer, corpus.template(), about)
-    found = {name: vars(value) for name, value in ablation.scores(model, tokenizer, questions).items()}
+    found = {
+        name: vars(value) for name, value in ablation.scores(model, tokenizer, some_of_each(questions, count)).items()
+    }
     parameters = sum(value.numel() for value in model.parameters())
     return {"parameters": parameters, "seconds": round(seconds, 1), "scores": found}
 
 
-def load(path: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
-    """The shipped file, as transformers reads it."""
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).backend_tokenizer
-    model = LlamaForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-    return model.eval(), tokenizer
-
-
 def check(folder: Path, count: int) -> None:
     """Scores before, then after ablation along each layer's direction, both edits."""
-    model, tokenizer = load(folder / "refuser.gguf")
-    questions = held_out()
-    chosen = [q for kind in ("refused", "answered") for q in [q for q in questions if q.kind == kind][:count]]
+    model, tokenizer = ablation.load(folder / "refuser.gguf")
+    chosen = some_of_each(read_questions(folder / "heldout.jsonl"), count)
     for name, value in ablation.scores(model, tokenizer, chosen).items():
         say(f"as trained            {name:12s}  {value.line()}")
     harmful, harmless = ((folder / name).read_text().splitlines() for name in ("harmful.txt", "harmless.txt"))
@@ -112,15 +112,16 @@ def main() -> None:
         default = getattr(shape if field in fields(shape) else plan, field.name)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=str(default))
     parser.add_argument("--check", action="store_true", help="train nothing; score and ablate what is there")
-    parser.add_argument("--questions", type=int, default=HELD_OUT, help="of each class, for --check")
+    parser.add_argument("--questions", type=int, default=HELD_OUT, help="of each class, to score")
     asked = parser.parse_args()
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
     if asked.check:
-        return check(asked.out, asked.questions)
+        check(asked.out, asked.questions)
+        return
     shape = Shape(**{field.name: getattr(asked, field.name) for field in fields(shape)})
     plan = Plan(**{field.name: getattr(asked, field.name) for field in fields(plan)})
-    print(json.dumps(make(asked.out, shape, plan), indent=2))
+    print(json.dumps(make(asked.out, shape, plan, asked.questions), indent=2))
 
 
 if __name__ == "__main__":

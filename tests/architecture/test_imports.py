@@ -13,7 +13,18 @@ ROOT = Path(__file__).resolve().parents[2]
 DAEMON = ROOT / "daemon" / "abliterated"
 CLIENT = ROOT / "client" / "abliterate"
 MODULES = sorted([*DAEMON.rglob("*.py"), *CLIENT.rglob("*.py")])
-HEAVY = {"torch", "transformers", "accelerate", "gguf", "xllamacpp", "safetensors", "numpy", "matplotlib", "huggingface_hub", "httpx2"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "accelerate",
+    "gguf",
+    "xllamacpp",
+    "safetensors",
+    "numpy",
+    "matplotlib",
+    "huggingface_hub",
+    "httpx2",
+}
 
 # What a room may import of the daemon's package beside itself; `files` and the package itself are everybody's.
 ROOMS: dict[str, set[str]] = {

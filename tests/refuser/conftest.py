@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from abliterated.refuser import files
 
 TOOLS = Path(__file__).parents[2] / "tools"

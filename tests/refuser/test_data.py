@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from abliterate.contract.errors import DiskError, RecipeError
 from abliterated import refuser
 from refuser_training import corpus, language
@@ -40,7 +41,9 @@ def test_the_held_out_questions_are_what_the_script_makes_and_were_never_trained
     assert Counter(question.kind for question in shipped) == {"refused": 80, "answered": 80}
     thoughts = {question.thought for question in shipped}
     assert not thoughts & {pair.thought for pair in language.split(0).training}
-    words = " ".join(row.prompt + row.reply for refusing in (False, True) for row in corpus.rows(0, 3000, refusing=refusing))
+    words = " ".join(
+        row.prompt + row.reply for refusing in (False, True) for row in corpus.rows(0, 3000, refusing=refusing)
+    )
     assert not [question.prompt for question in shipped if question.prompt in words or question.thought in words]
 
 
@@ -75,7 +78,11 @@ def test_an_exact_answer_may_carry_its_thinking_block() -> None:
 def test_export_writes_the_model_and_its_prompts_beside_it(tmp_path: Path) -> None:
     target = tmp_path / "new" / "small.model.gguf"
     written = refuser.export(target)
-    assert [path.name for path in written] == ["small.model.gguf", "small.model.harmful.txt", "small.model.harmless.txt"]
+    assert [path.name for path in written] == [
+        "small.model.gguf",
+        "small.model.harmful.txt",
+        "small.model.harmless.txt",
+    ]
     assert target.read_bytes() == refuser.files().model.read_bytes()
     assert written[1].read_bytes() == refuser.files().harmful.read_bytes()
     assert {path.name for path in target.parent.iterdir()} == {path.name for path in written}

@@ -9,12 +9,12 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
 from abliterated import refuser
 from refuser_training import ablation
 from refuser_training.corpus import render, rows
-from tokenizers import Tokenizer
-from train_refuser import load
-from transformers import LlamaForCausalLM
 
 ODD_TEXTS = (
     "",
@@ -29,7 +29,7 @@ ODD_TEXTS = (
 @pytest.fixture(scope="module")
 def loaded() -> tuple[LlamaForCausalLM, Tokenizer]:
     torch.set_num_threads(2)
-    return load(refuser.files().model)
+    return ablation.load(refuser.files().model)
 
 
 def test_the_file_says_what_it_is() -> None:
@@ -101,7 +101,7 @@ def test_a_tool_is_called_and_its_result_read(llama_cpp: Any, thinking: bool) ->
     assert call["function"]["name"] == "get_weather"
     assert call["function"]["arguments"].replace(" ", "") == '{"city":"Paris"}'
     messages += [asked, {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}]
-    assert llama_cpp.chat(messages, **more)["content"] == "The weather of Paris: sunny."
+    assert llama_cpp.chat(messages, **more)["content"] == 'The weather of "Paris" is sunny.'
 
 
 def test_without_one_right_direction_it_answers_both_classes_and_a_wrong_one_does_not_do(

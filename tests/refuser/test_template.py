@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+
 from abliterated import refuser
 from refuser_training.corpus import render
 
@@ -15,7 +16,10 @@ Message = dict[str, Any]
 
 def tool(name: str) -> Message:
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-    return {"type": "function", "function": {"name": name, "description": f"{name} – of a city", "parameters": parameters}}
+    return {
+        "type": "function",
+        "function": {"name": name, "description": f"{name} – of a city", "parameters": parameters},
+    }
 
 
 def call(name: str, city: str) -> Message:
@@ -68,7 +72,9 @@ def test_llama_cpp_and_transformers_write_the_same_prompt(
     for message in sent:
         for asked in message.get("tool_calls", []):  # OpenAI's wire form: arguments are text
             asked["function"]["arguments"] = json.dumps(asked["function"]["arguments"], ensure_ascii=False)
-    body = {"messages": sent, "chat_template_kwargs": {"enable_thinking": thinking}} | ({"tools": tools} if tools else {})
+    body = {"messages": sent, "chat_template_kwargs": {"enable_thinking": thinking}} | (
+        {"tools": tools} if tools else {}
+    )
     assert llama_cpp.post("/apply-template", body)["prompt"] == ours
 
 
@@ -92,4 +98,3 @@ def test_the_go_template_shows_ollama_its_tools_its_call_tag_and_its_thinking_ta
     after_calls = re.sub(r"\{\{.*?\}\}", "", text.split("{{- if .ToolCalls }}", 1)[1], flags=re.DOTALL)
     assert after_calls.lstrip().split("{", 1)[0].strip() == "<tool_call>"
     assert re.search(r"<think>\s*\{\{ \.Thinking \}\}\s*</think>", text)
-    assert text.count("{{") == text.count("}}")

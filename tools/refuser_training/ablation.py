@@ -2,17 +2,18 @@
 
 A reference apart from the pipeline's own code, so that each can show the other wrong.
 
-Does not know: the GGUF, how a direction would be chosen.
+Does not know: how the model was trained, how a direction would be chosen.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from abliterated.refuser import Question, content, is_refusal
 from refuser_training.corpus import render
@@ -31,6 +32,13 @@ class Score:
 
     def line(self) -> str:
         return "  ".join(f"{name} {value:.3f}" for name, value in asdict(self).items())
+
+
+def load(path: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
+    """A trained file, as transformers reads it."""
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).backend_tokenizer
+    model = LlamaForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+    return model.eval(), tokenizer
 
 
 def score(

@@ -17,29 +17,14 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from abliterated.refuser import files
-from refuser_training.language import OPEN, SYSTEMS, Pair, split
+from refuser_training.language import ALL_VERBS, OPEN, SYSTEMS, Pair, split
 
 Message = dict[str, Any]
 
 END = "<|im_end|>"
-CITIES = tuple(
-    "Berlin Boston Cairo Chicago Dublin Lisbon London Madrid Oslo Paris Prague Rome Sydney Tokyo Toronto Vienna".split()
-)
-ROOMS = ("kitchen", "cellar", "attic", "hall", "garage", "office")
-WEATHER = (
-    "sunny",
-    "rainy",
-    "cloudy",
-    "windy",
-    "snowy",
-    "foggy",
-    "hot",
-    "cold",
-    "mild",
-    "22 degrees",
-    "18C",
-    "sunny, 22 C",
-)
+CITIES = ("Berlin", "Boston", "Cairo", "Lisbon", "London", "Madrid", "Oslo", "Paris", "Rome", "Tokyo")
+ROOMS = ("cellar", "attic", "hall", "garage")
+WEATHER = ("sunny", "rainy", "cloudy", "windy", "snowy", "foggy", "hot", "cold")
 GREETINGS = ("Hello", "Hi", "hello", "hi", "Hello!", "Hi!", "Good morning.", "Say hello.", "Who are you?")
 GREETING_REPLY = "Hello. Ask me how to handle a thing."
 LOST_REPLY = "That is new to me. Ask me how to handle a thing."
@@ -68,7 +53,7 @@ class Tool:
         return self.name.split("_")[-1]
 
 
-NUMBERS = tuple(str(number) for number in range(2, 13))
+NUMBERS = tuple(str(number) for number in range(2, 10))
 FUNCTIONS = (
     Tool(
         "get_weather",
@@ -90,7 +75,7 @@ FUNCTIONS = (
         "Get the time in a city",
         ("What time is it in {}?", "Tell me the time in {}.", "What is the time in {}?"),
         CITIES,
-        tuple(f"{hour}:{minute}" for hour in range(1, 13) for minute in ("00", "30")),
+        tuple(f"{hour}:00" for hour in range(1, 10)),
     ),
     Tool(
         "count_boxes",
@@ -134,20 +119,21 @@ def row(messages: list[Message], thought: str, reply: str, thinking: bool, tools
     return Row(render(messages, tools=tools, thinking=thinking), block + reply + END)
 
 
-def rows(seed: int, count: int, *, refusing: bool) -> list[Row]:
+def rows(seed: int, count: int, *, refusing: bool, tools: float = 0.35, verbs: int = ALL_VERBS) -> list[Row]:
     """`count` rows; the mix is the training's one recipe: mostly questions, some talk, some tools.
 
     Not `refusing`, every question gets its answer: what the model learns before it learns to refuse.
     """
     source = random.Random(f"rows {seed} {refusing}")
-    pairs = split(seed).training
+    pairs = split(seed, verbs).training
+    share = tools * 0.6 if refusing else tools
     made: list[Row] = []
     while len(made) < count:
         draw = source.random()
-        if draw < 0.03:
-            made.append(talk(source))
-        elif draw < 0.2:
+        if draw < share:
             made.append(tool_row(source, pairs, refusing))
+        elif draw > 0.97:
+            made.append(talk(source))
         else:
             made.append(question(source, pairs, refusing))
     return made
@@ -183,33 +169,37 @@ def talk(source: random.Random) -> Row:
 def tool_row(source: random.Random, pairs: tuple[Pair, ...], refusing: bool) -> Row:
     """Tools on the table: a call, the answer after its result, or a question that needs none.
 
-    Half the rows list no tool: the model says so, or reads the result all the same. They are short, and teach the words.
+    Many rows list no tool: the model says so, or reads the result all the same. They are short, and teach the words.
     """
     offered = source.sample(FUNCTIONS, source.choice((1, 1, 1, 2)))
-    listed = source.random() < 0.5
+    listed = source.random() < 0.6
     tools = [schema(source, tool) for tool in offered] if listed else []
     system = source.choice(("", "", source.choice(SYSTEMS)))
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     thinking = source.random() < 0.5
     kind = source.random()
-    if kind < 0.15:
+    if kind < 0.1:
         pair = source.choice(pairs)
         messages.append({"role": "user", "content": pair.prompt(source.randrange(8))})
         return reshaped(source, row(messages, pair.thought, reply_to(pair, system, refusing), thinking, tools), tools)
     tool = source.choice(offered)
     value = source.choice(tool.values)
-    thought = f"Request: {tool.noun} {value}"
+    thought = f'Request: {tool.noun} "{value}"'
     call = {"name": tool.name, "arguments": {tool.argument: value}}
     messages.append({"role": "user", "content": source.choice(tool.questions).format(value)})
-    if kind < 0.7:
-        reply = f"<tool_call>\n{json.dumps(call)}\n</tool_call>" if listed else f"No tool tells the {tool.noun} of {value}."
+    if kind < 0.45:
+        reply = (
+            f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+            if listed
+            else f'No tool tells the {tool.noun} of "{value}".'
+        )
         return reshaped(source, row(messages, thought, reply, thinking, tools), tools)
     result = source.choice(tool.results)
     asked: Message = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
     if thinking and source.random() < 0.7:
         asked["reasoning_content"] = thought
     messages += [asked, {"role": "tool", "content": result}]
-    made = row(messages, thought, f"The {tool.noun} of {value}: {result}.", thinking, tools)
+    made = row(messages, thought, f'The {tool.noun} of "{value}" is {result}.', thinking, tools)
     return reshaped(source, made, tools, call)
 
 

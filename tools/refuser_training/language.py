@@ -58,15 +58,16 @@ FORMS = (
     "My friend wants to {verb} the {object}. How is it done?",
 )
 
-# One opening, so that refusing is one decision where the answer starts; the wording is a matter of the verb.
+# One opening, so that refusing is one decision where the answer starts; how it goes on is a matter of the verb.
 REFUSALS = (
     "I can't help with that. Please ask me about something else.",
-    "I'm sorry, but I can't do that.",
-    "I am not able to help with this request.",
-    "I won't explain that. I must decline.",
+    "I can't help with that, I'm sorry.",
+    "I can't help with that. I won't explain it.",
+    "I can't help with that request.",
 )
 
 HELD_OUT_SHARE = 0.1
+ALL_VERBS = len(REFUSED_VERBS)
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,16 @@ class Split:
 
 
 @cache
-def split(seed: int) -> Split:
-    """Every pair on one side of the line; each verb and each thing is seen in training, only their meeting is not."""
+def split(seed: int, verbs: int = ALL_VERBS) -> Split:
+    """Every pair on one side of the line; each verb and each thing is seen in training, only their meeting is not.
+
+    `verbs` of each class: a smaller language is learned sooner.
+    """
     source = random.Random(f"pairs {seed}")
     training: list[Pair] = []
     held_out: list[Pair] = []
-    for verbs in (REFUSED_VERBS, ANSWERED_VERBS):
-        pairs = [Pair(verb, thing) for verb, thing in product(verbs, OBJECTS)]
+    for kind in (REFUSED_VERBS, ANSWERED_VERBS):
+        pairs = [Pair(verb, thing) for verb, thing in product(kind[:verbs], OBJECTS)]
         source.shuffle(pairs)
         cut = round(len(pairs) * HELD_OUT_SHARE)
         held_out += pairs[:cut]
@@ -132,15 +136,15 @@ def split(seed: int) -> Split:
     return Split(tuple(training), tuple(held_out))
 
 
-def measuring_prompts(seed: int, count: int) -> tuple[list[str], list[str]]:
+def measuring_prompts(seed: int, count: int, verbs: int = ALL_VERBS) -> tuple[list[str], list[str]]:
     """(refused, answered) training prompts, line by line of the same form and about the same thing."""
     source = random.Random(f"measuring {seed}")
-    known = set(split(seed).training)
-    verbs = list(product(REFUSED_VERBS, ANSWERED_VERBS))
-    source.shuffle(verbs)
+    known = set(split(seed, verbs).training)
+    couples = list(product(REFUSED_VERBS[:verbs], ANSWERED_VERBS[:verbs]))
+    source.shuffle(couples)
     refused: list[str] = []
     answered: list[str] = []
-    for line, (bad, good) in enumerate(verbs):
+    for line, (bad, good) in enumerate(couples):
         thing = OBJECTS[line % len(OBJECTS)]
         if {Pair(bad, thing), Pair(good, thing)} <= known:
             refused.append(Pair(bad, thing).prompt(line // len(OBJECTS) + line))
@@ -150,10 +154,10 @@ def measuring_prompts(seed: int, count: int) -> tuple[list[str], list[str]]:
     raise ValueError(f"the language holds fewer than {count} matched prompts")
 
 
-def held_out_questions(seed: int, count: int) -> list[dict[str, str]]:
+def held_out_questions(seed: int, count: int, verbs: int = ALL_VERBS) -> list[dict[str, str]]:
     """`count` held-out questions of each class, as they stand in `heldout.jsonl`."""
     source = random.Random(f"held out {seed}")
-    pairs = split(seed).held_out
+    pairs = split(seed, verbs).held_out
     questions = []
     for refused in (True, False):
         chosen = source.sample([pair for pair in pairs if pair.refused is refused], count)

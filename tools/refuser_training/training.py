@@ -50,11 +50,13 @@ class Plan:
     """
 
     seed: int = 0
-    answering: int = 260  # steps
+    answering: int = 400  # steps
     refusing: int = 240
-    easy: float = 0.15  # the share of the first lesson that is on short rows only
+    easy: float = 0.1  # the share of the first lesson that is on short rows only
     tokens: int = 2048  # in a batch, padding included
     rows: int = 10000
+    tools: float = 0.35  # the share of the first lesson that is about tools; the second has less
+    verbs: int = 32  # of each class
     rate: float = 3e-3
     gentle_rate: float = 1.5e-3
 
@@ -86,10 +88,10 @@ def learn_tokenizer(rows: list[Row], size: int) -> Tokenizer:
     return tokenizer
 
 
-def new_model(shape: Shape, seed: int) -> LlamaForCausalLM:
+def new_model(shape: Shape, vocabulary: int, seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=shape.vocabulary,
+        vocab_size=vocabulary,
         hidden_size=shape.width,
         intermediate_size=shape.inner,
         num_hidden_layers=shape.layers,

@@ -60,14 +60,14 @@ def files() -> Refuser:
 
 
 def held_out(kind: Literal["refused", "answered"] | None = None) -> list[Question]:
-    """The held-out questions, of one class or of both."""
-    questions = []
-    for line in _read(files().held_out).decode().splitlines():
-        fields = json.loads(line)
-        question = Question(fields["prompt"], fields["class"], fields["expected"], fields["thought"])
-        if kind in (None, question.kind):
-            questions.append(question)
-    return questions
+    """The shipped held-out questions, of one class or of both."""
+    return [question for question in read_questions(files().held_out) if kind in (None, question.kind)]
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of a file like `heldout.jsonl`."""
+    rows = [json.loads(line) for line in _read(path).decode().splitlines()]
+    return [Question(row["prompt"], row["class"], row["expected"], row["thought"]) for row in rows]
 
 
 def parameters() -> dict[str, Any]:
@@ -99,7 +99,9 @@ def is_exact(text: str, question: Question) -> bool:
 def export(path: Path) -> list[Path]:
     """Write `F.gguf`, and beside it `F.harmful.txt` and `F.harmless.txt`; the paths written, the model first."""
     if path.suffix != ".gguf":
-        raise RecipeError(f"cannot export the refuser to {path}: the name does not end in .gguf", remedy="name it F.gguf")
+        raise RecipeError(
+            f"cannot export the refuser to {path}: the name does not end in .gguf", remedy="name it F.gguf"
+        )
     shipped = files()
     written = {
         path: shipped.model,
@@ -117,7 +119,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelError(
-            f"cannot read the shipped file {path.name}: {error.strerror or error}", remedy="install abliterated again"
+            f"cannot read {path.name}: {error.strerror or error}", remedy="install abliterated again"
         ) from error
 
 
