@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "config": set(),
     "logs": set(),
     "service": set(),
-    "refuser": set(),
+    "refuser": {"files"},
     "spool": {"files", "config"},
     "jobs": {"files", "config"},
     "ollama": {"files", "config"},

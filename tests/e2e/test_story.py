@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -70,49 +71,42 @@ def test_the_model_alone_can_be_written_with_its_prompts(tmp_path: Path) -> None
     assert (tmp_path / "m.gguf").read_bytes()[:4] == b"GGUF"
 
 
-def test_a_demo_that_is_ended_leaves_nothing_running(tmp_path: Path) -> None:
-    before = homes()
-    with subprocess.Popen(
-        [str(BIN / "abliterated"), "demo", "--engine", "embedded"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+@contextmanager
+def told_to_a_point(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process], Path]]:
+    """A demo whose daemon has just started; the demo, all its children, and the folder its home lies in."""
+    with (
+        tempfile.TemporaryDirectory(prefix="abl-") as homes,
+        subprocess.Popen(
+            [str(BIN / "abliterated"), "demo", "--engine", "embedded"],
+            cwd=tmp_path,
+            env=os.environ | {"TMPDIR": homes},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
         assert process.stderr is not None
         for line in process.stderr:
             if "start daemon" in line:
                 break
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
+        yield process, children, Path(homes)
+
+
+def test_a_demo_that_is_ended_leaves_nothing_running(tmp_path: Path) -> None:
+    with told_to_a_point(tmp_path) as (process, children, homes):
         process.terminate()
+        assert process.stderr is not None
         process.stderr.read()
         assert process.wait(timeout=60) == 143
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive
-    assert homes() <= before
-
-
-def homes() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob("abliterated-*") if (path / "config.toml").exists()}
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive
+        assert not list(homes.glob("abliterated-*/config.toml"))
 
 
 def test_a_demo_that_is_killed_takes_its_daemon_along(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [str(BIN / "abliterated"), "demo", "--engine", "embedded"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "start daemon" in line:
-                break
-        children = psutil.Process(process.pid).children(recursive=True)
+    with told_to_a_point(tmp_path) as (process, children, _):
         process.kill()
-        process.stderr.read()
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive
-    for left in homes():
-        shutil.rmtree(Path(tempfile.gettempdir()) / left, ignore_errors=True)
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive

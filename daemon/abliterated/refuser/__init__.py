@@ -9,14 +9,13 @@ Does not know: torch, engines, how the model was trained or is ablated.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from abliterate.contract.errors import DiskError, ModelError, RecipeError
+from abliterated.files import write_whole
 
 NAME = "refuser"
 REFUSALS = ("I can't", "I'm sorry", "I am not able", "I won't")
@@ -100,7 +99,7 @@ def export(path: Path) -> list[Path]:
     """Write `F.gguf`, and beside it `F.harmful.txt` and `F.harmless.txt`; the paths written, the model first."""
     if path.suffix != ".gguf":
         raise RecipeError(
-            f"cannot export the refuser to {path}: the name does not end in .gguf", remedy="name it F.gguf"
+            f"{path}: the refuser is a GGUF, and that name does not say so", remedy="Give a name that ends in .gguf"
         )
     shipped = files()
     written = {
@@ -109,8 +108,15 @@ def export(path: Path) -> list[Path]:
         path.with_suffix(".harmless.txt"): shipped.harmless,
     }
     contents = {target: _read(source) for target, source in written.items()}
-    for target in reversed(written):  # the model last: where it is, its prompts are
-        _write(target, contents[target])
+    done: list[Path] = []
+    try:
+        for target in reversed(written):  # the model last: where it is, its prompts are
+            _write(target, contents[target])
+            done.append(target)
+    except DiskError:
+        for target in done:
+            target.unlink(missing_ok=True)
+        raise
     return list(written)
 
 
@@ -119,31 +125,15 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelError(
-            f"cannot read {path.name}: {error.strerror or error}", remedy="install abliterated again"
+            f"{path.name}: can't be read ({error.strerror or error})", remedy="Install abliterated again"
         ) from error
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(path, data)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise DiskError(
-            f"cannot write {path}: {error.strerror or error}", remedy="free some room or choose another folder"
+            f"{path}: can't be written ({error.strerror or error})", remedy="Free some room, or choose another folder"
         ) from error
