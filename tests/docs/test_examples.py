@@ -11,7 +11,9 @@ import msgspec
 import pytest
 
 from abliterate.contract.config import Config, parse_config
+from abliterate.contract.errors import AbliteratedError
 from abliterate.contract.recipe import Recipe, parse_recipe
+from abliterate.contract.states import STATES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -55,3 +57,19 @@ def test_every_command_of_ours_in_the_documents_exists(path: Path) -> None:
     for command, verb in sorted(shown):
         told = subprocess.run([str(BIN / command), verb, "--help"], capture_output=True, text=True)
         assert told.returncode == 0, f"{command} {verb}: {told.stderr}"
+
+
+def test_every_state_and_every_exit_code_is_explained() -> None:
+    text = (ROOT / "docs" / "reference" / "control-api.md").read_text()
+    for state in STATES:
+        assert f"`{state}`" in text, state
+    for error in AbliteratedError.__subclasses__():
+        if error.__module__ == "abliterate.contract.errors":
+            assert f"| {error.exit_code} |" in text, error
+
+
+def test_every_module_of_the_pipeline_has_its_place_in_the_architecture() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    folder = ROOT / "daemon" / "abliterated" / "pipeline"
+    missing = [path.stem for path in folder.glob("[a-z]*.py") if f"`{path.stem}`" not in text]
+    assert missing == []
