@@ -279,7 +279,7 @@ def take_daemon_lock(path: Path) -> FileLock:
 
 def control_listener(path: Path) -> socket.socket:
     """The control socket, 0660, in a folder only we can enter. A stale one is replaced: the home is ours by lock."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
         path.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ class Supervisor:
         message = "\n".join(f"{key}={value}" for key, value in fields.items()).encode()
         with (
             contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out,
         ):
             out.connect(address)
             out.sendall(message)

@@ -56,7 +56,7 @@ def test_a_spooled_recipe_names_only_what_lies_under_the_roots(tmp_path: Path) -
         Recipe(model=str(root / ".." / "m.gguf")),
         Recipe(model=str(root / "way-out" / "passwd")),
         Recipe(model="ollama:m", prompts=Prompts(harmful=["builtin", "/etc/passwd"])),
-        Recipe(model="ollama:m", direction=Direction(method="file", file="/root/d.pt")),
+        Recipe(model="ollama:m", direction=Direction(method="file", file="/srv/d.pt")),
         Recipe(model="m.gguf"),
     ):
         with pytest.raises(RecipeError) as caught:

@@ -329,7 +329,7 @@ async def test_a_base_that_is_gone_says_how_to_get_it(client: OllamaClient) -> N
         ({"remote_model": "big", "remote_host": "https://ollama.com"}, "a cloud model"),
         ({"details": {"format": "safetensors"}, "modelfile": "FROM base:8b\n"}, "safetensors"),
         ({"modelfile": "FROM base:8b\n"}, "safetensors"),
-        ({"modelfile": "FROM /root/.ollama/models/blobs/sha256-" + "0" * 64 + "\n"}, "remote or in a container"),
+        ({"modelfile": "FROM /home/them/.ollama/models/blobs/sha256-" + "0" * 64 + "\n"}, "remote or in a container"),
         ({"modelfile": "# nothing\n"}, "names no file"),
     ],
 )
