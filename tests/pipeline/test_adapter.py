@@ -216,7 +216,7 @@ def ask(model: Path, prompts: list[str], *, lora: Path | None = None, prompt: li
 
 
 def refusal_direction() -> RefusalDirection:
-    """The refuser's, as the mean difference at its last token, some layers up."""
+    """The refuser's, as the mean difference at its last token half-way up, without the harmless mean's share."""
     import torch
 
     from abliterate.contract.recipe import Run
@@ -233,4 +233,6 @@ def refusal_direction() -> RefusalDirection:
         with torch.inference_mode():
             states = [loaded.model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in rows]
         means.append(torch.stack([state[1 + len(state) // 2][0, -1] for state in states]).double().mean(0))
-    return direction((means[0] - means[1]).numpy(), origin={"method": "layer"})
+    along = means[0] - means[1]
+    harmless = means[1] / means[1].norm()
+    return direction((along - (along @ harmless) * harmless).numpy(), origin={"method": "layer"})

@@ -165,12 +165,13 @@ def _print(result: Result, options: argparse.Namespace) -> None:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(body), indent=2).decode() + "\n")
         return
     sys.stdout.write(f"{options.out / result.product}\n")
-    told = [f"coverage {result.coverage:.0%}", f"residual {result.residual:.2%}"]
+    edited = result.format != "direction"
+    told = [f"coverage {result.coverage:.0%}", f"residual {result.residual:.2%}"] if edited else []
     if "refusal_before" in result.metrics:
         told.insert(
             0, f"refusals {result.metrics['refusal_before']:.0%} → {result.metrics.get('refusal_after', 0):.0%}"
         )
-    sys.stderr.write(", ".join(told) + f", {sum(result.seconds.values()):.1f} s\n")
+    sys.stderr.write(", ".join([*told, f"{sum(result.seconds.values()):.1f} s"]) + "\n")
     for note in result.notes:
         sys.stderr.write(f"note: {note}\n")
 
