@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,12 +16,9 @@ import ollama
 import pytest
 
 from engine.running import Engine, blobs, digest, engine, until
+from engines import engine_parameters, require
 
-BINARY = os.environ.get("OLLAMA_BIN") or shutil.which("ollama")
-pytestmark = [
-    pytest.mark.real_ollama,
-    pytest.mark.skipif(BINARY is None, reason="no ollama found (OLLAMA_BIN, PATH)"),
-]
+pytestmark = pytest.mark.real_ollama
 
 GIVEN: dict[str, Any] = {
     "template": '{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}{{ .Prompt }} "x"',
@@ -33,8 +29,16 @@ GIVEN: dict[str, Any] = {
 }
 
 
+@pytest.fixture(params=[given for given in engine_parameters() if not given.values[0].embedded])
+def binary(request: pytest.FixtureRequest) -> Path:
+    """Each real Ollama that can be had; the test skips with the reason where one can't."""
+    found = require(request.param).binary
+    assert found is not None
+    return found
+
+
 @contextmanager
-def real_ollama(models: Path) -> Iterator[ollama.Client]:
+def real_ollama(binary: Path, models: Path) -> Iterator[ollama.Client]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {
@@ -43,8 +47,9 @@ def real_ollama(models: Path) -> Iterator[ollama.Client]:
         "OLLAMA_MODELS": str(models),
         "HOME": str(models.parent),
     }
-    assert BINARY
-    process = subprocess.Popen([BINARY, "serve"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [str(binary), "serve"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     client = ollama.Client(host=f"http://127.0.0.1:{port}")
 
     def answers() -> bool:
@@ -78,20 +83,20 @@ def told(client: ollama.Client, name: str) -> dict[str, Any]:
     }
 
 
-def test_a_real_ollama_tells_of_our_models_what_we_tell(tmp_path: Path, ggufs: dict[str, Path]) -> None:
+def test_a_real_ollama_tells_of_our_models_what_we_tell(binary: Path, tmp_path: Path, ggufs: dict[str, Path]) -> None:
     models = tmp_path / "models"
     with engine(models) as ours:
         ours.create("foo:1b", ggufs["plain"], **GIVEN)
         here = told(ours.ollama, "foo:1b")
-    with real_ollama(models) as client:
+    with real_ollama(binary, models) as client:
         there = told(client, "foo:1b")
     assert there == here
 
 
-def test_what_a_real_ollama_created_we_tell_and_serve(tmp_path: Path, ggufs: dict[str, Path]) -> None:
+def test_what_a_real_ollama_created_we_tell_and_serve(binary: Path, tmp_path: Path, ggufs: dict[str, Path]) -> None:
     models = tmp_path / "models"
     models.mkdir()
-    with real_ollama(models) as client:
+    with real_ollama(binary, models) as client:
         client.create_blob(str(ggufs["plain"]))
         files = {"model.gguf": digest(ggufs["plain"])}
         *_, last = client.create(model="foo:1b", files=files, stream=True, **GIVEN)  # type: ignore[call-overload]
@@ -107,7 +112,7 @@ def test_what_a_real_ollama_created_we_tell_and_serve(tmp_path: Path, ggufs: dic
     assert needed and not needed & blobs(models)  # a newer Ollama leaves blobs no manifest knows: not ours to judge yet
 
 
-def test_wrong_requests_get_the_same_status(shared: Engine, tmp_path: Path) -> None:
+def test_wrong_requests_get_the_same_status(binary: Path, shared: Engine, tmp_path: Path) -> None:
     """Where both answer without a model: the statuses of refusals, and the words a client may look for."""
     (tmp_path / "models").mkdir()
     requests: list[tuple[str, str, Any]] = [
@@ -130,7 +135,7 @@ def test_wrong_requests_get_the_same_status(shared: Engine, tmp_path: Path) -> N
         ("POST", "/api/chat", b""),
     ]
     different = []
-    with real_ollama(tmp_path / "models") as client:
+    with real_ollama(binary, tmp_path / "models") as client:
         real = httpx.Client(base_url=str(client._client.base_url))
         with real:
             for method, path, body in requests:
