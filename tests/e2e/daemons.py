@@ -22,13 +22,9 @@ from abliterate.contract.ids import new_id
 from abliterate.contract.messages import JobView
 from abliterate.contract.states import TERMINAL
 from abliterated import refuser
+from engines import free_port
 
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @dataclass

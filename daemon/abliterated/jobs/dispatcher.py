@@ -193,13 +193,15 @@ class Dispatcher:
         for job in jobs:
             if job.state == "registering" and job.id not in self._tasks:
                 self._spawn(job.id, self._hand_over(job), name=f"register {job.id}")
+        # Every ended job is read only where one of those that wait asks for it.
+        asked = any(job.recipe.schedule.after for job in jobs)
         conditions = Conditions(
             now=time.time(),
             local=datetime.datetime.now().astimezone(),
             paused=self.paused,
             slot_taken=self._running is not None,
             idle_seconds=self._idle_seconds(),
-            ended=await self._ledger.do(Journal.ended_by_label),
+            ended=await self._ledger.do(Journal.ended_by_label) if asked else {},
         )
         decision = decide(jobs, conditions)
         for waiting in decision.waiting:

@@ -207,14 +207,6 @@ class Journal:
         rows = self._db.execute("SELECT label, state FROM job WHERE ended IS NOT NULL ORDER BY seq")
         return dict(rows.fetchall())
 
-    def succeeded_with(self, digest: str) -> Job | None:
-        """The newest job of that recipe digest that succeeded."""
-        row = self._db.execute(
-            f"SELECT {_COLUMNS} FROM job WHERE digest = ? AND state = 'succeeded' ORDER BY seq DESC LIMIT 1",
-            (digest,),
-        ).fetchone()
-        return _job(row) if row else None
-
     def move(
         self,
         job_id: str,

@@ -19,12 +19,13 @@ import numpy as np
 
 from abliterate.contract.errors import ConflictError, DiskError, ModelError
 from abliterate.contract.recipe import Edit
+from abliterated.files import sync_folder
 from abliterated.pipeline.checkpoint_writers import Checkpoint, checkpoint_census
 from abliterated.pipeline.directions import RefusalDirection
 from abliterated.pipeline.edit import Float32
 from abliterated.pipeline.edit_report import EditReport, TensorEdit
 from abliterated.pipeline.quantize import dequantize
-from abliterated.pipeline.safe_write import Output, Source, check, need_space, sync_folder
+from abliterated.pipeline.safe_write import Output, Source, check, need_space
 from abliterated.pipeline.safetensors_file import Shard, Stored, read_config, read_shards
 from abliterated.pipeline.streamed_edit import StreamedEdit, check_direction, make_plan
 from abliterated.pipeline.writers import Writer

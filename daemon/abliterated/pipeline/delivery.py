@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from abliterate.contract.errors import AbliteratedError, ConflictError, DiskError
+from abliterated.files import sync_folder
 from abliterated.pipeline.gguf_file import read_gguf
 from abliterated.pipeline.provenance import VERSION
-from abliterated.pipeline.safe_write import sync_folder
 from abliterated.pipeline.watch import Watch
 
 PROVENANCE_FILE: Final = "abliterated.json"

@@ -23,7 +23,7 @@ from huggingface_hub import get_session
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
 from abliterate.contract.errors import Cancelled, ModelError
-from abliterated.pipeline.safe_write import sync_folder
+from abliterated.files import sync_folder
 
 AT_ONCE: Final = 4
 ATTEMPTS: Final = 6  # in a row without a single new byte

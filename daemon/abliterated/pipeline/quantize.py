@@ -81,11 +81,6 @@ def quantize(values: Float32, kind: Type) -> Bytes:
     return raw
 
 
-def can_quantize(kind: Type) -> bool:
-    """Whether ggml can write that type without an importance matrix."""
-    return kind in FLOATS or (kind in GGML_QUANT_SIZES and not _library().ggml_quantize_requires_imatrix(kind.value))
-
-
 def to_bfloat16(values: Float32) -> NDArray[np.uint16]:
     """Rounded to nearest, ties to even; finite numbers only."""
     bits = values.view(np.uint32)

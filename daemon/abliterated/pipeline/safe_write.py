@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abliterate.contract.errors import Cancelled, DiskError, ModelError
+from abliterated.files import sync_folder
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -217,15 +218,6 @@ def need_space(target: Path, needed: int) -> None:
             f"{target.name} needs {_size(needed)}, and its disk has {_size(free)} free",
             remedy=f"Make {_size(needed - free)} of room, or choose another disk",
         )
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename within it last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(count: int) -> str:
