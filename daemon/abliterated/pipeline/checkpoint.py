@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Final
 
 import numpy as np
@@ -28,7 +26,7 @@ from abliterated.pipeline.quantize import dequantize
 from abliterated.pipeline.safe_write import Output, Source, check, need_space
 from abliterated.pipeline.safetensors_file import Shard, Stored, read_config, read_shards
 from abliterated.pipeline.streamed_edit import StreamedEdit, check_direction, make_plan
-from abliterated.pipeline.writers import Writer
+from abliterated.pipeline.write_behind import Digest
 
 # The same weights in other formats: unedited, they would contradict the edited ones.
 WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ggml")
@@ -82,82 +80,26 @@ def edit_checkpoint(
             check(cancelled)
             _copy(path, partial / path.name)
         for shard in shards:
-            with Source(shard.path, cancelled) as source, Output(partial / shard.path.name) as output:
-                editor = StreamedEdit(plan, output, gain, advance)
-                kept = [(start, size) for tensor, start, size in _pieces(shard) if not _is_edited(tensor, chosen)]
-                with _copying(source, output, kept) as copied:
-                    for tensor in shard.tensors:
-                        if _is_edited(tensor, chosen):
-                            output.seek(tensor.start)
-                            made, digest = editor.edit(source, tensor.tensor(), chosen[tensor.name])
-                            edits.append(made)
-                            content.update(f"{tensor.name} {made.type} {digest}\n".encode())
-                            advance(copied.so_far())
-                    for count in copied.rest():
-                        advance(count)
+            with (
+                Source(shard.path, cancelled) as source,
+                Output(partial / shard.path.name) as output,
+                StreamedEdit(plan, output, gain, advance) as editor,
+            ):
+                made: list[tuple[TensorEdit, Digest]] = []
+                for tensor, start, size in _pieces(shard):
+                    if tensor is not None and tensor.name in chosen:
+                        output.seek(start)
+                        made.append(editor.edit(source, tensor.tensor(), chosen[tensor.name]))
+                    else:
+                        editor.behind.copy(source, start, size, start)
+                    advance(editor.behind.copied())
+                editor.behind.wait(advance)
+                for edited, digest in made:
+                    edits.append(edited)
+                    content.update(f"{edited.name} {edited.type} {digest.hexdigest()}\n".encode())
                 written += shard.size
     unknown = found.census.unknown
     return EditReport(tuple(edits), len(chosen) + len(unknown), written, content.hexdigest(), unknown)
-
-
-def _is_edited(tensor: Stored | None, chosen: Mapping[str, Writer]) -> bool:
-    return tensor is not None and tensor.name in chosen
-
-
-class _Copies:
-    """What a thread copies meanwhile, counted for the one that reports; its error is raised here."""
-
-    def __init__(self) -> None:
-        self.counts: SimpleQueue[int | BaseException | None] = SimpleQueue()
-        self.stopped = False
-        self._ended = False
-
-    def so_far(self) -> int:
-        """Bytes copied since the last look."""
-        total = 0
-        while not self._ended and not self.counts.empty():
-            total += self._next()
-        return total
-
-    def rest(self) -> Iterator[int]:
-        """The same, piece by piece, until all is copied."""
-        while not self._ended:
-            yield self._next()
-
-    def _next(self) -> int:
-        found = self.counts.get()
-        if isinstance(found, int):
-            return found
-        self._ended = True
-        if found is not None:
-            raise found
-        return 0
-
-
-@contextmanager
-def _copying(source: Source, output: Output, pieces: list[tuple[int, int]]) -> Iterator[_Copies]:
-    """Copies pieces of a file to the same places of another, in a thread of its own: it is the kernel's work, and
-    leaves the processor to the edit."""
-    copies = _Copies()
-
-    def work() -> None:
-        try:
-            for start, size in pieces:
-                for count in source.copy(start, size, output, start):
-                    copies.counts.put(count)
-                    if copies.stopped:
-                        return
-            copies.counts.put(None)
-        except BaseException as error:
-            copies.counts.put(error)
-
-    thread = threading.Thread(target=work, name="copying", daemon=True)
-    thread.start()
-    try:
-        yield copies
-    finally:
-        copies.stopped = True
-        thread.join()
 
 
 def _pieces(shard: Shard) -> Iterator[tuple[Stored | None, int, int]]:

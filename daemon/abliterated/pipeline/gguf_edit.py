@@ -30,6 +30,7 @@ from abliterated.pipeline.safe_write import CHUNK, Output, Source, check, need_s
 from abliterated.pipeline.split_gguf import Model, SplitSource, all_outputs, part_paths, read_model
 from abliterated.pipeline.streamed_edit import Plan, StreamedEdit, check_direction, make_plan
 from abliterated.pipeline.tensor_edit import requantise
+from abliterated.pipeline.write_behind import Digest
 from abliterated.pipeline.writers import gguf_census
 
 HEADER_SLACK: Final = 1 << 20
@@ -164,23 +165,26 @@ def _write(
     for (structure, begin), output in zip(files, outputs, strict=True):
         raw = stored.array(begin, structure.data_start).tobytes()
         draft = _Draft(structure, keys if not drafts else {}, raw, output)
-        editor = StreamedEdit(plan, output, gain, advance)
-        for tensor in structure.tensors:
-            offset, kind = output.at, types[tensor.name]
-            if writer := chosen.get(tensor.name):
-                made, digest = editor.edit(stored, tensor, writer, kind)
-                edits.append(made)
-                content.update(f"{tensor.name} {made.type} {digest}\n".encode())
-                kind = Type[made.type]
-            elif kind is not tensor.type:
-                for raw_rows in _rows(stored, tensor):
-                    output.write(requantise(raw_rows, tensor.type, kind))
-                    advance(raw_rows.size)
-            else:
-                for chunk in stored.chunks(tensor.start, tensor.size):
-                    output.write(chunk)
-                    advance(len(chunk))
-            draft.place(tensor, kind, offset)
+        with StreamedEdit(plan, output, gain, advance) as editor:
+            made: list[tuple[TensorEdit, Digest]] = []
+            for tensor in structure.tensors:
+                offset, kind = output.at, types[tensor.name]
+                if writer := chosen.get(tensor.name):
+                    made.append(editor.edit(stored, tensor, writer, kind))
+                    kind = Type[made[-1][0].type]
+                elif kind is not tensor.type:
+                    for raw_rows in _rows(stored, tensor):
+                        output.write(requantise(raw_rows, tensor.type, kind))
+                        advance(raw_rows.size)
+                else:
+                    editor.behind.copy(stored, tensor.start, tensor.size, offset)
+                    output.seek(offset + tensor.size)
+                draft.place(tensor, kind, offset)
+                advance(editor.behind.copied())
+            editor.behind.wait(advance)
+        for edited, digest in made:
+            edits.append(edited)
+            content.update(f"{edited.name} {edited.type} {digest.hexdigest()}\n".encode())
         drafts.append(draft)
     unknown = plan.census.unknown
     written = sum(output.at for output in outputs)

@@ -4,11 +4,10 @@ each. What the GGUF and the safetensors editor share. Does not know either forma
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
@@ -19,7 +18,7 @@ from abliterated.pipeline.directions import RefusalDirection
 from abliterated.pipeline.edit import Float32, LayerStrength, Norm, seen_through_norms, strengths
 from abliterated.pipeline.edit_report import TensorEdit
 from abliterated.pipeline.gguf_file import Tensor
-from abliterated.pipeline.safe_write import Output, Room, Source
+from abliterated.pipeline.safe_write import Output, Source
 from abliterated.pipeline.tensor_edit import (
     TOLERANCE,
     Attempt,
@@ -29,6 +28,7 @@ from abliterated.pipeline.tensor_edit import (
     edit_rows,
     edit_turned,
 )
+from abliterated.pipeline.write_behind import Digest, WriteBehind
 from abliterated.pipeline.writers import Census, Writer
 
 EMBEDDINGS: Final = 1024  # rows of an embedding edited at a time
@@ -58,7 +58,8 @@ class Plan:
 def make_plan(model: str, width: int, layers: int, census: Census, direction: RefusalDirection, edit: Edit) -> Plan:
     """A plan for a model so wide and deep. ModelError if the direction is another model's."""
     check_direction(model, width, layers, direction)
-    return Plan(census, strengths(edit, layers), direction, edit)
+    by_layer = tuple(LayerStrength(*one) for one in direction.strengths) or strengths(edit, layers)
+    return Plan(census, by_layer, direction, edit)
 
 
 def check_direction(model: str, width: int, layers: int, direction: RefusalDirection) -> None:
@@ -73,31 +74,37 @@ def check_direction(model: str, width: int, layers: int, direction: RefusalDirec
 
 
 class StreamedEdit:
-    """Edits writers one by one. `gain` reads a norm's gain by name; `advance` is told the bytes done."""
+    """Edits writers one by one, while another thread writes what is edited already. `gain` reads a norm's gain by
+    name; `advance` is told the bytes done. Leaving it waits for the writes; only then may the output be closed."""
 
     def __init__(
         self, plan: Plan, output: Output, gain: Callable[[str], Float32], advance: Callable[[int], None]
     ) -> None:
         self.plan, self.output, self.gain, self.advance = plan, output, gain, advance
-        self._read, self._written = Room(), Room()
-        self._beside = ThreadPoolExecutor(1)  # digests are taken while the same bytes are written
+        self.behind = WriteBehind(output)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.behind.close(failed=kind is not None)
 
     def edit(
         self, stored: Source, tensor: Tensor, writer: Writer, wanted: Type | None = None
-    ) -> tuple[TensorEdit, str]:
-        """Write the edited tensor at the output's position, in the first type that holds the edit; and its sha256."""
+    ) -> tuple[TensorEdit, Digest]:
+        """Edit the tensor to the output's position, in the first type that holds the edit; and its sha256 to come."""
         start, wanted = self.output.at, wanted or tensor.type
         ways = list(attempts(tensor.type, tensor.shape[-1], wanted))
         if writer.bias:
             ways = [Attempt(tensor.type, fresh=True)]
         for way in ways:
             self.output.seek(start)
-            sums, digest, done = np.zeros(3), hashlib.sha256(), 0
+            sums, digest, done = np.zeros(3), Digest(), 0
             try:
                 for outcome, count in self._outcomes(stored, tensor, writer, way):
-                    hashed = self._beside.submit(digest.update, np.ascontiguousarray(outcome.raw).data)
-                    self.output.write(outcome.raw)
-                    hashed.result()
+                    self.behind.put(outcome.raw, digest)
                     sums += np.square([outcome.after, outcome.rounding, outcome.before])
                     self.advance(count)
                     done += count
@@ -109,6 +116,7 @@ class StreamedEdit:
             if way is not ways[-1]:
                 self.advance(-done)
         if way is not ways[0]:
+            self.behind.wait()
             self.output.truncate()
         report = TensorEdit(
             name=tensor.name,
@@ -119,7 +127,7 @@ class StreamedEdit:
             rounding=rounding / before,
             promoted_from="" if way.kind is wanted else wanted.name,
         )
-        return report, digest.hexdigest()
+        return report, digest
 
     def _outcomes(self, stored: Source, tensor: Tensor, writer: Writer, way: Attempt) -> Iterator[tuple[Outcome, int]]:
         """The tensor's matrices, edited one by one (an expert each, or some embeddings), and their bytes."""
@@ -132,13 +140,14 @@ class StreamedEdit:
         size = tensor.size if writer.bias else min(tensor.size, rows * tensor.row_size)
         for first in range(tensor.start, tensor.start + tensor.size, size):
             count = min(size, tensor.start + tensor.size - first)
-            raw = stored.array(first, count, self._read).reshape(-1, tensor.row_size)
+            read, written = self.behind.rooms()
+            raw = stored.array(first, count, read).reshape(-1, tensor.row_size)
             if writer.bias:
                 yield edit_bias_rows(raw, tensor.type, vectors, strength), count
             elif writer.turned:
                 yield edit_turned(raw, tensor.type, way, vectors, strength, norm), count
             else:
-                yield edit_rows(raw, tensor.type, way, vectors, strength, norm, self._written), count
+                yield edit_rows(raw, tensor.type, way, vectors, strength, norm, written), count
 
     def _vectors(self, writer: Writer) -> Float32:
         """The directions to remove in this writer: the layer's, as seen through the norms behind it."""
