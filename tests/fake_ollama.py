@@ -89,6 +89,9 @@ class FakeOllama:
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    loaded: dict[str, dict[str, Any]] = field(default_factory=dict)  # what /api/ps tells of each
+    answers: dict[str, Any] = field(default_factory=dict)  # by path: another handler for good
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
     port: int = 0
     runner: web.AppRunner | None = None
 
@@ -145,7 +148,7 @@ class FakeOllama:
             answer = await waiting.pop(0)(request, self)
             if answer is not None:
                 return answer
-        return await handler(request)
+        return await self.answers.get(request.path, handler)(request)
 
     # -- routes ---------------------------------------------------------------------------------------------------
 
@@ -156,7 +159,7 @@ class FakeOllama:
         return web.json_response({"models": [{"name": model["model"]} for model in self.models.values()]})
 
     async def get_ps(self, request: web.Request) -> web.Response:
-        return web.json_response({"models": []})
+        return web.json_response({"models": [{"name": name, **row} for name, row in self.loaded.items()]})
 
     async def post_show(self, request: web.Request) -> web.Response:
         name = (await request.json())["model"]
@@ -236,10 +239,17 @@ class FakeOllama:
         return web.Response()
 
     async def post_generate(self, request: web.Request) -> web.Response:
-        return web.json_response({"done": True, "done_reason": "unload"})
+        asked = await request.json()
+        if asked.get("keep_alive") == 0:
+            self.loaded.pop(asked["model"], None)
+            return web.json_response({"done": True, "done_reason": "unload"})
+        self.loaded[asked["model"]] = {"keep_alive": asked.get("keep_alive")}
+        return web.json_response({"done": True, "done_reason": "load"})
 
     async def post_chat(self, request: web.Request) -> web.Response:
         asked = await request.json()
+        if parse_name(asked["model"]).key() not in self.models:
+            return web.json_response({"error": f"model '{asked['model']}' not found"}, status=404)
         if asked.get("_debug_render_only"):
             text = json.dumps([asked["messages"], asked.get("tools"), asked.get("think")])
             return web.json_response({"_debug_info": {"rendered_template": text}})

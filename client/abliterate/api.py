@@ -205,6 +205,10 @@ class Daemon:
             return DaemonUnavailable(f"{self.path}: too long a path", remedy="Set a shorter [control] socket")
         return DaemonUnavailable(where, remedy="Start it with `abliterated serve`, or name another with --socket")
 
+    def ask(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
+        """Any other question of the control API."""
+        return self._ask(method, path, kind, body)
+
     def _ask(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         connection, _, response = self._open(method, path, self._timeout, {}, body)
         try:

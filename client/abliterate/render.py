@@ -145,9 +145,26 @@ def job_details(job: JobView, *, now: float | None = None) -> str:
         facts += [(name, f"{value:.4g}") for name, value in sorted(job.result.metrics.items())]
         spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in job.result.seconds.items())
         facts += [("seconds", spent), *(("note", note) for note in job.result.notes)]
+        facts += certification_facts(job.result.certification)
     kept = [(name, clean(value)) for name, value in facts if value]
     wide = max(len(clean(name)) for name, _ in kept)
     return "\n".join(f"{clean(name):<{wide}}  {value}" for name, value in kept)
+
+
+def certification_facts(certification: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the proof says, a diff a line each; values of another version are passed over."""
+    if not certification:
+        return []
+    compared, differences = certification.get("compared") or [], certification.get("differences") or []
+    against = f"{len(compared)} conversations as {certification.get('reference')}" if compared else "nothing to compare"
+    failed = any(one.get("failure") for one in differences if isinstance(one, Mapping))
+    facts = [("certified", f"{'no' if failed else 'yes'}: {against}; it says {certification.get('answer', '')!r}")]
+    for one in differences:
+        if isinstance(one, Mapping):
+            kind = "differs" if one.get("failure") else "warning"
+            facts.append((kind, f"{one.get('what', '')}: {one.get('text', '')}"))
+            facts += [("", line) for line in str(one.get("diff") or "").splitlines()]
+    return facts
 
 
 def summary(status: Status) -> str:

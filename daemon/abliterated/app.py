@@ -21,17 +21,22 @@ from aiohttp import web
 from filelock import FileLock, Timeout
 
 from abliterate.contract.config import Config, local_path
-from abliterate.contract.errors import AbliteratedError, AlreadyRunning, DiskError, RecipeError
-from abliterate.contract.messages import EngineView, Result, Task
+from abliterate.contract.errors import AbliteratedError, AlreadyRunning, DiskError, NotFound, RecipeError
+from abliterate.contract.messages import EngineView, Task
 from abliterate.contract.paths import Home
+from abliterate.contract.recipe import Recipe
 from abliterated import __version__
+from abliterated.care import Care
 from abliterated.config import EngineKind, engine_kind, prepare_home, surroundings, unserved
+from abliterated.control.care import routes as care_routes
 from abliterated.control.events import Events
 from abliterated.control.server import Control
 from abliterated.desk import QueueDesk, stats_numbers
 from abliterated.engine_process import EngineProcess
+from abliterated.handover import Handover
 from abliterated.jobs import gpu
-from abliterated.jobs.dispatcher import Dispatcher
+from abliterated.jobs.awake import Awake
+from abliterated.jobs.dispatcher import Dispatcher, product_is_there
 from abliterated.jobs.journal import Job
 from abliterated.jobs.ledger import Ledger
 from abliterated.proxy.server import Proxy
@@ -57,6 +62,7 @@ class App:
         self._kind: EngineKind = "ollama"
         self._engine_view: tuple[float, EngineView] | None = None
         self._proxy: Proxy | None = None
+        self._handover = Handover(self._upstream, lambda: self._proxy is not None and self._proxy.stats.in_flight > 0)
         self._idle_since = time.monotonic()
         self._fallen: BaseException | None = None
 
@@ -96,10 +102,16 @@ class App:
             ledger,
             self.home.jobs,
             prepare=self.prepare,
-            register=self.register,
+            register=self._handover.register,
+            release=self._handover.release,
             publish=events.publish,
             idle_seconds=self._proxy_idle,
             retries=self.config.jobs.retries,
+            devices=gpu.devices,
+            locks=self.home.locks,
+            store=self._store,
+            present=self._present,
+            awake=Awake(),
         )
         if self._kind == "embedded":
             engine = EngineProcess(
@@ -122,7 +134,8 @@ class App:
         tray = Tray(self.home.incoming, self.home.rejected, desk.check, desk.accept, desk.gone)
         spool_ends = asyncio.Event()
         self._keep(stack, watch.keep(self.home.incoming, tray.scan, spool_ends), _setter(spool_ends))
-        await self._start_control(stack, Control(desk, events), inherited.get("control", []))
+        care = Care(self._upstream, self.config, self.home, named=desk.named, proxy=desk.proxy_address())
+        await self._start_control(stack, Control(desk, events, care_routes(care)), inherited.get("control", []))
         if supervisor.watchdog_seconds:
             self._keep(stack, _feed(supervisor), None)
         supervisor.tell(READY=1, STATUS=f"serving {self._kind} at {self._upstream}")
@@ -192,19 +205,12 @@ class App:
     async def prepare(self, job: Job, folder: Path) -> Task:
         """Resolve the recipe's names to files and give the worker its task."""
         recipe = job.recipe
-        source, digest = recipe.model, ""
-        if recipe.model.startswith("hf:"):
-            source = ""
-        elif recipe.model.startswith("ollama:"):
-            from abliterated.ollama.client import OllamaClient
-            from abliterated.ollama.locate import resolve_base
-
-            async with OllamaClient(self._upstream) as client:
-                base = await resolve_base(client, recipe.model.removeprefix("ollama:"))
-            source, digest = str(base.blob_path), base.digest
+        source, digest = await self._handover.base(recipe, job.target, folder)
         lock = await asyncio.to_thread(gpu.lock_file, self.home.locks, recipe.run.device)
         work, out = folder / "work", folder / "out"
         await asyncio.to_thread(_make_folders, work, out)
+        if lock.name != gpu.CPU_LOCK:
+            await self._handover.make_room(job.id)
         return Task(
             recipe=recipe,
             base=recipe.model,
@@ -215,23 +221,43 @@ class App:
             job=job.id,
             remote_code=self.config.trust.remote_code,
             lock=str(lock),
-            converter=str(local_path(self.config.tools.converter)) if self.config.tools.converter else "",
+            converter=await self._converter(recipe),
         )
 
-    async def register(self, job: Job, result: Result, out: Path) -> list[str]:
-        """Hand the product to the engine; returns what a person should know about it."""
+    def _store(self, task: Task) -> Path | None:
+        """Where the engine will keep its copy: the embedded one in our home, Ollama beside the base's blob."""
+        if self._kind == "embedded":
+            return self.home.engine_models
+        return Path(task.source).parent if task.base_digest.startswith("sha256:") and task.source else None
+
+    async def _present(self, job: Job, out: Path) -> bool:
+        """Whether what an ended job made is still there: in the engine, or in its folder."""
+        if job.result is None or job.result.format != "gguf" or not job.recipe.export.register:
+            return await product_is_there(job, out)
         from abliterated.ollama.client import OllamaClient
-        from abliterated.ollama.locate import resolve_base
-        from abliterated.ollama.register import register
 
         async with OllamaClient(self._upstream) as client:
-            base = None
-            if job.recipe.model.startswith("ollama:"):
-                base = await resolve_base(client, job.recipe.model.removeprefix("ollama:"))
-            product = out / result.product
-            digest = f"sha256:{result.digest}" if result.digest else ""
-            done = await register(client, product, job.target, base, replace=job.recipe.replace, digest=digest)
-        return list(done.notes)
+            try:
+                await client.show(job.target)
+            except NotFound:
+                return False
+        return True
+
+    async def _converter(self, recipe: Recipe) -> str:
+        """What makes a GGUF of a folder: the user's converter, else the engine's importer where it has one.
+
+        Raises EngineUnavailable while that can't be told: the product is to be registered there.
+        """
+        if self.config.tools.converter:
+            return str(local_path(self.config.tools.converter))
+        local = recipe.model.startswith("ollama:") or recipe.model.endswith(".gguf")
+        if self._kind != "ollama" or local or recipe.export.format != "gguf" or not recipe.export.register:
+            return ""
+        from abliterated.ollama.client import OllamaClient
+        from abliterated.ollama.importer import converts
+
+        async with OllamaClient(self._upstream) as client:
+            return client.url if converts(await client.version()) else ""
 
     async def engine_view(self) -> EngineView:
         """Whether the engine answers; asked at most every ENGINE_VIEW_SECONDS."""

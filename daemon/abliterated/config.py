@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from abliterate.contract.config import Config, local_path
 from abliterate.contract.errors import DiskError, RecipeError
+from abliterate.contract.matrix import expand
 from abliterate.contract.paths import Home
 from abliterate.contract.recipe import Recipe
 
@@ -92,13 +93,13 @@ def listening(url: str) -> bool:
 
 
 def check_spooled(recipe: Recipe, roots: list[str]) -> None:
-    """Refuse what a spooled recipe must not name: a path outside the configured roots, a relative path, a matrix.
+    """Refuse what a spooled recipe must not name: a path outside the configured roots, a relative path.
 
     Whoever can write to the spool chooses what the daemon reads; `[paths] models` says what that may be.
     Raises RecipeError with the key and the remedy.
     """
-    if recipe.matrix:
-        raise RecipeError("matrix: this version runs one recipe a job", remedy="Submit one recipe for each combination")
+    for one in expand(recipe) if recipe.matrix else []:
+        check_spooled(one, roots)
     named = {"direction.file": [recipe.direction.file], "run.from_checkpoint": [recipe.run.from_checkpoint]}
     if not recipe.model.startswith(("ollama:", "hf:")):
         named["model"] = [recipe.model]

@@ -14,9 +14,11 @@ import msgspec
 
 from abliterate.contract.errors import DiskError, RecipeError
 from abliterate.contract.ids import ULID, new_id
+from abliterate.contract.matrix import expand, part_id
 from abliterate.contract.messages import EngineView, JobView, Submit, Submitted
 from abliterate.contract.recipe import Recipe, parse_recipe, recipe_digest, target_name
 from abliterated.config import check_spooled
+from abliterated.failpoints import failpoint
 from abliterated.files import sync_folder, write_whole
 from abliterated.jobs.dispatcher import Dispatcher
 from abliterated.jobs.journal import Job, Journal
@@ -59,19 +61,19 @@ class QueueDesk:
         """Make a job of a spooled file; called in the tray's thread, safe to repeat for the same file."""
         if self._ledger.do_blocking(Journal.claimed, accepted.claim):
             return
+        parts = _parts(accepted.id, accepted.recipe)
         known = self._ledger.do_blocking(Journal.find, accepted.id)
-        if known is not None and known.digest != recipe_digest(accepted.recipe):
+        if known is not None and known.digest != recipe_digest(parts[0][1]):
             raise RecipeError(
                 f"{accepted.id}: a job of that id has another recipe",
                 remedy="Drop it under a name without an id, or use `abliterate submit`",
             )
         if known is not None:
             return
-        self._keep_copy(accepted.id, accepted.data)
-        job, _ = self._ledger.do_blocking(
-            Journal.add, accepted.id, accepted.label, accepted.recipe, claim=accepted.claim, actor="spool"
-        )
-        self._loop.call_soon_threadsafe(self._arrived, job)
+        self._keep_copies(parts, accepted.data)
+        failpoint("desk.copied")
+        jobs = self._ledger.do_blocking(Journal.add_all, parts, accepted.label, claim=accepted.claim, actor="spool")
+        self._loop.call_soon_threadsafe(self._arrived, jobs)
 
     def gone(self, claim: str) -> None:
         """The file of that claim was removed; called in the tray's thread."""
@@ -93,11 +95,16 @@ class QueueDesk:
         known = await self._ledger.do(Journal.find, job_id)
         if known is not None:
             return Submitted(id=job_id, target=known.target, existing=True)
-        await asyncio.to_thread(self._keep_copy, job_id, data)
+        parts = await asyncio.to_thread(_parts, job_id, recipe)
+        await asyncio.to_thread(self._keep_copies, parts, data)
         label = printable(wanted.label) if wanted.label else target_name(recipe).short()
-        job, _ = await self._ledger.do(Journal.add, job_id, label, recipe, actor=actor)
-        self._arrived(job)
-        return Submitted(id=job_id, target=job.target)
+        jobs = await self._ledger.do(Journal.add_all, parts, label, actor=actor)
+        self._arrived(jobs)
+        return Submitted(id=job_id, target=jobs[0].target, jobs=[job.id for job in jobs])
+
+    def _keep_copies(self, parts: list[tuple[str, Recipe]], data: bytes) -> None:
+        for job_id, _ in parts:
+            self._keep_copy(job_id, data)
 
     def _keep_copy(self, job_id: str, data: bytes) -> None:
         folder = self._jobs / job_id
@@ -105,11 +112,13 @@ class QueueDesk:
             folder.mkdir(mode=0o750, exist_ok=True)
             write_whole(folder / "recipe.toml", data, mode=0o440)
             sync_folder(self._jobs)
+            failpoint("desk.folder-synced")
         except OSError as error:
             raise DiskError(f"{folder}: can't be written ({error.strerror})", remedy="Free some space there") from error
 
-    def _arrived(self, job: Job) -> None:
-        self._tell(job)
+    def _arrived(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._tell(job)
         self._dispatcher.wake()
 
     # --- questions ----------------------------------------------------------------------------------------------
@@ -117,6 +126,10 @@ class QueueDesk:
     @property
     def paused(self) -> bool:
         return self._dispatcher.paused
+
+    @property
+    def draining(self) -> bool:
+        return self._dispatcher.draining
 
     async def jobs(self) -> list[JobView]:
         return [self._dispatcher.view(job) for job in await self._ledger.do(Journal.jobs)]
@@ -133,17 +146,20 @@ class QueueDesk:
         }
         return self._dispatcher.view(await acts[verb](job_id, actor))
 
+    async def named(self) -> set[str]:
+        """Every name under which a job ended well."""
+        return {job.target for job in await self._ledger.do(Journal.jobs) if job.state == "succeeded"}
+
     async def pause(self, paused: bool) -> None:
         await self._dispatcher.pause(paused)
 
+    async def drain(self) -> None:
+        await self._dispatcher.drain()
+
     async def replay(self, after: int) -> list[tuple[int, JobView]]:
         """Every transition after `after`, each with its job as it is now."""
-        found: list[tuple[int, JobView]] = []
-        for number, job_id in await self._ledger.do(Journal.transitions_after, after):
-            job = await self._ledger.do(Journal.find, job_id)
-            if job is not None:
-                found.append((number, self._dispatcher.view(job)))
-        return found
+        rows, jobs = await self._ledger.do(_replayed, after)
+        return [(number, self._dispatcher.view(jobs[job_id])) for number, job_id in rows if job_id in jobs]
 
     async def engine(self) -> EngineView:
         return await self._engine()
@@ -156,6 +172,18 @@ class QueueDesk:
 
     def proxy_numbers(self) -> Mapping[str, float]:
         return self._proxy_numbers()
+
+
+def _parts(job_id: str, recipe: Recipe) -> list[tuple[str, Recipe]]:
+    """A recipe's jobs: itself, or one for each combination of its matrix."""
+    return [(part_id(job_id, number), one) for number, one in enumerate(expand(recipe))]
+
+
+def _replayed(journal: Journal, after: int) -> tuple[list[tuple[int, str]], dict[str, Job]]:
+    """In one visit to the journal's thread, and each job read once."""
+    rows = journal.transitions_after(after)
+    found = {job_id: journal.find(job_id) for job_id in {job_id for _, job_id in rows}}
+    return rows, {job_id: job for job_id, job in found.items() if job is not None}
 
 
 def _remove_unknown(jobs: Path, known: set[str]) -> None:

@@ -28,17 +28,18 @@ HEAVY = {
 
 # What a room may import of the daemon's package beside itself; `files` and the package itself are everybody's.
 ROOMS: dict[str, set[str]] = {
-    "files": set(),
+    "failpoints": set(),
+    "files": {"failpoints"},
     "config": set(),
     "logs": set(),
     "service": set(),
     "refuser": {"files"},
-    "spool": {"files", "config"},
-    "jobs": {"files", "config"},
-    "ollama": {"files", "config"},
-    "proxy": {"files", "config"},
-    "control": {"files", "config"},
-    "engine": {"files", "config"},
+    "spool": {"files", "failpoints", "config"},
+    "jobs": {"files", "failpoints", "config"},
+    "ollama": {"files", "failpoints", "config"},
+    "proxy": {"files", "failpoints", "config"},
+    "control": {"files", "failpoints", "config"},
+    "engine": {"files", "failpoints", "config"},
     "pipeline": {"files"},
 }
 LAZY_PIPELINE = {DAEMON / "jobs" / "worker.py"}

@@ -1,19 +1,23 @@
 """A GGUF whose greedy output the test chooses: a fixture, a few megabytes, built in milliseconds.
 
-The model is a one-layer llama whose attention and feed-forward are zero, so the residual stream at a position is
-just the one-hot embedding of the token there, and the output matrix is a bigram chain: what follows a token is a
-table. A script says "after this ending of the prompt come these pieces"; greedy decoding then emits exactly them,
-with the real chat template and real control tokens in between. Every token may have one successor only, so an answer
-is cut into pieces no two of which are equal.
+The model is a one-layer llama without a feed-forward. The residual stream at a position holds the one-hot embedding of
+the token there, and the output matrix is a chain: what follows a token is a table. A script says "after this ending of
+the prompt come these pieces"; greedy decoding then emits exactly them, with the real chat template and real control
+tokens in between.
 
-Bytes are tokens 0-255 (a byte-level BPE without merges), so any prompt tokenises.
+What a conversation says chooses the answer: a *marker* is a word that is one token wherever it stands in a prompt, and
+the one attention head that isn't zero looks for markers and writes "the last of these markers has been seen" into the
+stream. The same head tells the first `<tool_call>` of an answer from the second: a piece of the answer itself is a
+marker then. So a table (state, last token) → next token is what is built, and it is checked before it is written.
+
+Bytes are tokens 0-255 (a byte-level BPE without merges), so any prompt tokenises, and no prompt tokenises into the
+pieces of an answer.
 
 Does not know: the engine, sampling (at a high temperature the chain still holds, its logits are far apart).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +25,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from engine import scripted_chain as chain
+
 BEGIN, END = "<|im_start|>", "<|im_end|>"
-LOGIT = 40.0  # e^40 against everything else: no temperature a test uses can upset the chain
 
 # A ChatML dialect with what the engine must carry: a system turn, tools, a thinking block that can be switched off.
 CHAT_TEMPLATE = """\
@@ -71,56 +76,38 @@ PLAIN_TEMPLATE = """\
 {% endif %}"""
 
 
-def _byte_symbols() -> list[str]:
-    """The printable character byte-level BPE writes for each byte (GPT-2's table, by its rule)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    spare = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
+THINKING_AND_CALLS = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # in every model of ours
 
 
-SYMBOLS = _byte_symbols()
-
-
-def pieces(text: str, taken: set[str]) -> list[str]:
-    """Cut `text` into pieces not yet `taken`, each of two characters or more, as short as they can be."""
-    cut: list[str] = []
-    start = 0
-    while start < len(text):
-        end = start + 2
-        while text[start:end] in taken and end < len(text):
-            end += 1
-        piece = text[start:end]
-        rest_is_short = len(text) - end == 1
-        if rest_is_short:
-            piece = text[start:]
-        if piece in taken or len(piece) < 2:
-            raise ValueError(
-                f"{text!r} can't be cut into new pieces at {start}: make its end differ from what came before"
-            )
-        taken.add(piece)
-        cut.append(piece)
-        start += len(piece)
-    return cut
+def unique(texts: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
 
 
 @dataclass(frozen=True)
 class Script:
-    """What the model says: `after` (a last byte or a control token of the prompt) → the answer, then END.
+    """What the model says: `after` (last byte or control token of the prompt, or several) → the answer, then END.
 
+    `when`: only in a conversation that holds this marker; of several the script that stands last wins.
     `answer` may be a string, cut into pieces, or the pieces themselves. `loop` never ends: the last piece leads back
     to the first.
     """
 
     answer: str | Sequence[str]
-    after: str = "\n"
+    after: str | Sequence[str] = "\n"
     loop: bool = False
+    when: str = ""
 
 
 @dataclass(frozen=True)
 class Model:
+    """`controls` and `words`: special tokens, which no raw completion prints (control) or every one does (words)."""
+
     scripts: Sequence[Script] = (Script("a quiet answer"),)
     chat_template: str | None = CHAT_TEMPLATE
     controls: Sequence[str] = ()
+    words: Sequence[str] = ()
+    end: str = END
+    begin: str = ""
     architecture: str = "llama"
     context_length: int = 4096
     width: int = 512
@@ -131,45 +118,21 @@ class Model:
 def write(path: Path, model: Model | None = None) -> Path:
     """Write the model; returns `path`."""
     model = model or Model()
-    tokens = [*SYMBOLS, BEGIN, END, "<think>", "</think>", "<tool_call>", "</tool_call>", *model.controls]
-    kinds = [gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.USER_DEFINED] * 4
-    kinds += [gguf.TokenType.CONTROL] * len(model.controls)
-    numbers = {token: number for number, token in enumerate(tokens)}
-    taken: set[str] = set(tokens)
-    follows: dict[int, int] = {}
-
-    def number_of(piece: str) -> int:
-        if piece in numbers and numbers[piece] >= 256:
-            return numbers[piece]
-        symbols = "".join(SYMBOLS[byte] for byte in piece.encode())
-        numbers[symbols] = len(tokens)
-        tokens.append(symbols)
-        kinds.append(gguf.TokenType.NORMAL)
-        return numbers[symbols]
-
-    for script in model.scripts:
-        cut = pieces(script.answer, taken) if isinstance(script.answer, str) else list(script.answer)
-        chain = [number_of(piece) for piece in cut]
-        before = numbers[script.after] if script.after in numbers else script.after.encode()[-1]
-        follows[before] = chain[0]
-        follows.update(itertools.pairwise(chain))
-        follows[chain[-1]] = chain[0] if script.loop else numbers[END]
+    table = chain.build(
+        model.scripts,
+        controls=unique([BEGIN, END, *filter(None, (model.begin, model.end)), *model.controls]),
+        words=unique([*THINKING_AND_CALLS, *model.words]),
+        end=model.end,
+    )
+    tokens, kinds = [token.text for token in table.tokens], [token.kind for token in table.tokens]
     if model.doubled_token:
         tokens.append(tokens[-1])
         kinds.append(kinds[-1])
-    if len(tokens) > model.width:
-        raise ValueError(f"{len(tokens)} tokens for {model.width} one-hot dimensions")
+    width, count = max(model.width, -(-(len(tokens) + chain.STATES) // 64) * 64), len(tokens)
+    weights = chain.weights(table, count, width)
+    chain.check(table, weights)
 
-    width, count = model.width, len(tokens)
-    embedding = np.eye(count, width, dtype=np.float32)
-    output = np.zeros((count, width), dtype=np.float32)
-    for before in range(count):
-        # The norm scales a one-hot vector by sqrt(width).
-        output[follows.get(before, numbers[END]), before] = LOGIT / np.sqrt(width)
-    zeros = {
-        "attn_q": (width, width), "attn_k": (width, width), "attn_v": (width, width), "attn_output": (width, width),
-        "ffn_gate": (32, width), "ffn_up": (32, width), "ffn_down": (width, 32),
-    }  # fmt: skip
+    zeros = {"ffn_gate": (32, width), "ffn_up": (32, width), "ffn_down": (width, 32)}
 
     writer = gguf.GGUFWriter(path, model.architecture)
     writer.add_name("scripted")
@@ -179,9 +142,10 @@ def write(path: Path, model: Model | None = None) -> Path:
     writer.add_context_length(model.context_length)
     writer.add_embedding_length(width)
     writer.add_feed_forward_length(32)
-    writer.add_head_count(8)
-    writer.add_head_count_kv(8)
-    writer.add_rope_dimension_count(width // 8)
+    writer.add_head_count(width // chain.HEAD)
+    writer.add_head_count_kv(1)
+    writer.add_rope_dimension_count(chain.HEAD)
+    writer.add_rope_freq_base(1e6)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(count)
     writer.add_tokenizer_model("gpt2")
@@ -189,8 +153,10 @@ def write(path: Path, model: Model | None = None) -> Path:
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     # llama.cpp insists on a merge; this one joins two bytes no UTF-8 text holds.
-    writer.add_token_merges([f"{SYMBOLS[0xFE]} {SYMBOLS[0xFF]}"])
-    writer.add_eos_token_id(numbers[END])
+    writer.add_token_merges([f"{chain.SYMBOLS[0xFE]} {chain.SYMBOLS[0xFF]}"])
+    writer.add_eos_token_id(table.numbers[model.end])
+    if model.begin:
+        writer.add_bos_token_id(table.numbers[model.begin])
     writer.add_add_bos_token(False)
     if model.chat_template is not None:
         writer.add_chat_template(model.chat_template)
@@ -202,13 +168,15 @@ def write(path: Path, model: Model | None = None) -> Path:
             str: gguf.GGUFValueType.STRING,
         }
         writer.add_key_value(key, value, kind[type(value)])
-    writer.add_tensor("token_embd.weight", embedding)
+    writer.add_tensor("token_embd.weight", np.eye(count, width, dtype=np.float32))
     writer.add_tensor("blk.0.attn_norm.weight", np.ones(width, dtype=np.float32))
     writer.add_tensor("blk.0.ffn_norm.weight", np.ones(width, dtype=np.float32))
+    for name, matrix in weights.attention.items():
+        writer.add_tensor(f"blk.0.{name}.weight", matrix)
     for name, shape in zeros.items():
         writer.add_tensor(f"blk.0.{name}.weight", np.zeros(shape, dtype=np.float16))
     writer.add_tensor("output_norm.weight", np.ones(width, dtype=np.float32))
-    writer.add_tensor("output.weight", output)
+    writer.add_tensor("output.weight", weights.output)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -70,9 +71,9 @@ class House:
             lock=str(self.root / "device.lock"),
         )
 
-    async def register(self, job: Job, result: Result, out: Path) -> list[str]:
+    async def register(self, job: Job, result: Result, out: Path) -> Result:
         self.registered.append(job.id)
-        return ["registered"]
+        return msgspec.structs.replace(result, notes=[*result.notes, "registered"])
 
     def publish(self, view: JobView, number: int) -> None:
         self.events.append(view)
@@ -246,13 +247,13 @@ async def test_what_is_cancelled_or_held_while_it_is_prepared_stays_so(
         await answered.wait()
         raise error
 
-    house.dispatcher._prepare = slow
+    house.dispatcher._attempts.prepare = slow
     house.start()
     job_id = await house.add()
     await asyncio.wait_for(asked.wait(), 10)
     moved = await (house.dispatcher.cancel if verb == "cancel" else house.dispatcher.hold)(job_id, "test")
     answered.set()
-    await house.until(job_id, lambda one: house.dispatcher._running is None)
+    await house.until(job_id, lambda one: not house.dispatcher._running)
     assert (await house.ledger.do(Journal.get, job_id)).state == moved.state
 
 
@@ -262,8 +263,8 @@ async def test_an_engine_that_answers_again_is_used_at_once(house: House) -> Non
     first, second = await house.add("first"), await house.add("second")
     for job_id in (first, second):
         await house.until(job_id, lambda one: one.reason == "ollama-down")
-    await house.ledger.do(Journal.note, first, retry_at=4e9)
-    await house.ledger.do(Journal.note, second, retry_at=4e9)
+    await house.ledger.do(Journal.note, first, retry_at=time.time() + 3000)
+    await house.ledger.do(Journal.note, second, retry_at=time.time() + 3000)
     house.prepare_error = None
     await house.dispatcher.engine_answers()
     for job_id in (first, second):

@@ -15,7 +15,8 @@ from abliterate.contract.ids import new_id
 from abliterate.contract.messages import Failure, Result
 from abliterate.contract.recipe import Recipe, Schedule
 from abliterate.contract.states import STATES, TERMINAL, TRANSITIONS, IllegalTransition
-from abliterated.jobs.journal import MIGRATIONS, Journal, JournalError
+from abliterated.jobs.journal import Journal, JournalError
+from abliterated.jobs.schema import MIGRATIONS
 
 RECIPE = Recipe(model="ollama:qwen3:8b")
 
@@ -126,8 +127,8 @@ def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:
 
 def test_an_ended_job_can_be_removed_and_a_live_one_not(journal: Journal) -> None:
     job, _ = journal.add(new_id(), "a", RECIPE)
-    journal.remove(job.id)
+    journal.remove([job.id])
     assert journal.find(job.id) is not None
     journal.move(job.id, "cancelled")
-    journal.remove(job.id)
+    journal.remove([job.id])
     assert journal.find(job.id) is None

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from abliterate.contract.messages import Failure, Progress, Result, Task
 from abliterate.contract.recipe import Recipe, recipe_from_table
-from abliterated.jobs.runner import follow, start_worker, stop_worker, worker_environment
+from abliterated.jobs.runner import follow, secrets, start_worker, stop_worker, worker_environment
 from pipeline.folders import planted_folder, table
 from pipeline.hub_server import COMMIT, LocalHub
 
@@ -57,7 +57,8 @@ def test_only_a_worker_that_must_fetch_sees_the_token_and_the_network(tmp_path: 
     environ = {"PATH": "/bin", "HF_TOKEN": TOKEN, "HF_HOME": "/h", "HTTPS_PROXY": "http://p", "SECRET": "x"}
     environ |= {"CREDENTIALS_DIRECTORY": "/run/c", "NOTIFY_SOCKET": "/run/n"}
     told = worker_environment(environ, task_for(tmp_path, "hf:org/model"))
-    assert told["HF_TOKEN"] == TOKEN
+    assert "HF_TOKEN" not in told, "it goes through a pipe"
+    assert secrets(environ, task_for(tmp_path, "hf:org/model")) == msgspec.json.encode({"HF_TOKEN": TOKEN})
     assert "HF_HUB_OFFLINE" not in told
     assert not {"SECRET", "NOTIFY_SOCKET"} & set(told)
     for task in (task_for(tmp_path, "ollama:m", "/m.gguf"), task_for(tmp_path, "hf:org/model", "/here")):
@@ -98,6 +99,24 @@ async def test_the_model_is_fetched_while_another_holds_the_device(
     for path in (tmp_path / "log.txt", tmp_path / "task.json"):
         assert TOKEN not in path.read_text()
     assert TOKEN not in json.dumps([event.message for event in seen])
+
+
+async def test_the_token_of_the_environment_goes_through_a_pipe_and_never_into_proc(
+    tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.faults.token = TOKEN
+    waits = asyncio.Event()
+    with FileLock(tmp_path / "device.lock"):
+        worker = await start_worker(task_for(tmp_path, "hf:org/model"), tmp_path)
+        following = asyncio.create_task(follow(worker, lambda event: waits.set() if "waits" in event.message else None))
+        await asyncio.wait_for(waits.wait(), 30)
+        process = Path(f"/proc/{worker.pid}")
+        if process.exists():
+            assert TOKEN.encode() not in (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+        await stop_worker(worker)
+        await asyncio.wait_for(following, 30)
+    assert TOKEN not in (tmp_path / "log.txt").read_text()
 
 
 async def test_a_model_of_a_hub_is_measured_edited_and_says_where_it_came_from(tmp_path: Path, hub: LocalHub) -> None:

@@ -63,11 +63,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False, "attn_layer_period": 2,
         "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
     },
+    "jetmoe": {"kv_channels": 16},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "full_attn_idxs": None},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "llama": {},
     "llama4_text": {"intermediate_size_mlp": 96, "interleave_moe_layer_step": 2, "num_experts_per_tok": 1,
                     "no_rope_layers": [1, 1, 1, 0]},
+    # Without its identity experts, which can't be edited.
+    "longcat_flash": _LATENT
+    | {
+        "num_layers": LAYERS, "num_hidden_layers": None, "ffn_hidden_size": 96, "expert_ffn_hidden_size": 32,
+        "moe_topk": 2, "zero_expert_num": 0,
+    },
     "mamba": {"state_size": 8},
     "mamba2": {"num_heads": 8, "state_size": 16, "n_groups": 1, "expand": 2, "chunk_size": 16},
     "minimax_m2": {}, "ministral": {}, "ministral3": {}, "mistral": {}, "mixtral": {},

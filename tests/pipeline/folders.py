@@ -25,9 +25,17 @@ def planted_folder(at: Path, *, shards: bool = False) -> Planted:
     folder = at / "whole"
     loaded.model.save_pretrained(folder, **({"max_shard_size": "100KB"} if shards else {}))
     loaded.tokenizer.save_pretrained(folder)
+    _without_strangers(folder / "tokenizer.json", loaded.model.config.vocab_size)
     (folder / "LICENSE").write_text("Do with it as you like.\n")
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [tiny]\n---\n# Whole\n")
     return Planted(folder, planted.harmful, planted.harmless)
+
+
+def _without_strangers(file: Path, rows: int) -> None:
+    """Take out the token transformers adds where a GGUF names none for the unknown: the embedding has no row for it."""
+    tokenizer = read_json(file)
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < rows]
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 def table(model: Planted, **tables: Any) -> dict[str, Any]:

@@ -231,9 +231,22 @@ def test_bad_folders_get_one_named_error_and_nothing_is_written(llama, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-def test_what_is_several_streams_is_refused_by_name(llama, tmp_path):
+def test_identity_experts_give_to_the_stream_what_no_edit_reaches(tmp_path, monkeypatch):
+    settings = architectures.SPECIAL["longcat_flash"] | {"zero_expert_num": 2}
+    monkeypatch.setitem(architectures.SPECIAL, "longcat_flash", settings)
+    saved("longcat_flash", tmp_path / "base")
+    with pytest.raises(ModelError, match="2 identity experts"):
+        edit(tmp_path / "base", tmp_path / "edited")
+    assert edit(tmp_path / "base", tmp_path / "edited", allow_partial=True).tensors
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [("minimax", "norms act on the stream"), ("rwkv", "gate acts behind"), ("gemma3n_text", "several streams")],
+)
+def test_what_no_edit_of_writers_could_do_is_refused_with_the_reason(llama, tmp_path, family, reason):
     shutil.copytree(llama, tmp_path / "base")
-    config = json.loads((llama / "config.json").read_text()) | {"model_type": "gemma3n_text"}
+    config = json.loads((llama / "config.json").read_text()) | {"model_type": family}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="gemma3n_text"):
+    with pytest.raises(ModelError, match=f"{family} can't be edited: .*{reason}"):
         edit(tmp_path / "base", tmp_path / "edited", allow_partial=True)

@@ -33,7 +33,7 @@ BEGINNING = tuple(range(40, 52))
 # A common beginning, ends of many lengths.
 ROWS = [BEGINNING + tuple(range(5 + length, 5 + 2 * length)) for length in (9, 4, 7, 7, 12, 3)]
 CPU = torch.device("cpu")
-FOLDERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mixtral", "qwen3_moe", "gpt2", "bamba", "glm4")
+FOLDERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mixtral", "qwen3_moe", "gpt2", "bamba", "glm4", "jetmoe", "longcat_flash")
 Written = Callable[[str], Source]
 
 
@@ -102,14 +102,19 @@ def test_streamed_is_whole(written: Written, name: str) -> None:
 def test_experts_of_a_gguf_are_merged_as_the_whole_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for norm in ("q_norm", "k_norm"):
         monkeypatch.setitem(tiny_gguf._LLAMA, f"self_attn.{norm}", f"attn_{norm}")
-    # As wide as its default: transformers reads no expert_feed_forward_length.
-    changes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 768, "decoder_sparse_step": 1}
+    changes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
     model = tiny_gguf.tiny("qwen3_moe", **changes)
     model.architecture = "qwen3moe"
-    model.keys |= {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 768}
+    model.keys |= {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 64}
     model.keys |= {"attention.key_length": 64, "attention.value_length": 64}
-    whole, streamed = both(open_source(tiny_gguf.write(tmp_path / "tiny.gguf", model)))
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", model)
+    whole, streamed = both(open_source(path))
     torch.testing.assert_close(streams(streamed)[0], streams(whole)[0], atol=1e-4, rtol=1e-4)
+    # transformers alone would have taken the experts to be 768 wide, whatever the file says.
+    for row in ROWS[:2]:
+        ours = alone(whole, row)
+        for token, value in tiny_gguf.llama_cpp_logprobs(path, list(row)).items():
+            assert abs(float(ours[token]) - value) < 0.02
 
 
 @pytest.mark.parametrize("convention", ["output", "input"])
@@ -159,7 +164,7 @@ def test_what_does_not_fit_together_goes_in_waves(written: Written) -> None:
     assert streamed.engine.layers_read > architectures.LAYERS
 
 
-@pytest.mark.parametrize("name", ["folder:llama", "folder:gemma2", "folder:mixtral"])
+@pytest.mark.parametrize("name", ["folder:llama", "folder:gemma2", "folder:mixtral", "folder:jetmoe", "folder:longcat_flash"])
 def test_changes_run_together_each_with_its_own_rows(written: Written, name: str) -> None:
     whole, streamed = both(written(name))
     vectors = torch.from_numpy(np.linalg.qr(np.random.default_rng(1).normal(size=(architectures.WIDTH, 3)))[0].T)

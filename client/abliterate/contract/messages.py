@@ -21,7 +21,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     `source`: absolute path of a .gguf (the first part of a split one) or of a folder with safetensors; "" while it
     must still be fetched (`hf:`). `base`: how the user named it. `base_digest`: sha256:… where the engine knows it.
     `work`: where stages lie. `output`: the folder that gets the product and the reports. `lock`: the GPU lock's file,
-    "" for none. `converter`: path of the user's converter from a folder to GGUF, "" for none.
+    "" for none. `converter`: path of the user's converter from a folder to GGUF, an Ollama's address (http://…) where its
+    importer does that, "" for none.
     """
 
     recipe: Recipe
@@ -67,6 +68,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, tag="result", tag_field=
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: int = 0
     notes: list[str] = field(default_factory=list)
+    certification: dict[str, Any] = field(default_factory=dict)
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure", tag_field="event"):
@@ -124,6 +126,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     proxy: str
     engine: EngineView
     jobs: list[JobView]
+    draining: bool = False
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,11 +138,12 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to it. `existing`: the id was known already; nothing was added."""
+    """The answer to it. `existing`: the id was known already; nothing was added. `jobs`: all ids a matrix made."""
 
     id: str
     target: str = ""
     existing: bool = False
+    jobs: list[str] = field(default_factory=list)
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):

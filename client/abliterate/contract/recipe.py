@@ -224,4 +224,11 @@ def _consistency(recipe: Recipe) -> list[Problem]:
             datetime.datetime.fromisoformat(recipe.schedule.not_before)
         except ValueError:
             found.append(Problem("schedule.not_before", "no date and time", "as in 2030-01-31T22:00"))
+    if recipe.matrix and not found:
+        from abliterate.contract.matrix import expand
+
+        try:
+            expand(recipe)
+        except RecipeError as error:
+            found.append(Problem("matrix", error.message.removeprefix("recipe: "), error.remedy))
     return found

@@ -23,6 +23,7 @@ Reason = Literal[
     "not-before",
     "gpu-busy",
     "vram",
+    "memory",
     "disk",
     "ollama-down",
     "backoff",
@@ -30,9 +31,11 @@ Reason = Literal[
     "dependency",
     "priority",
     "paused",
+    "drain",
     "user",
     "crash-loop",
     "requeue-limit",
+    "duplicate",
 ]
 
 STATES: Final[tuple[State, ...]] = get_args(State)
@@ -40,7 +43,7 @@ TERMINAL: Final[frozenset[State]] = frozenset({"succeeded", "cancelled", "failed
 
 TRANSITIONS: Final = MappingProxyType[State, frozenset[State]](
     {
-        "queued": frozenset({"starting", "held", "cancelled", "failed"}),
+        "queued": frozenset({"starting", "held", "cancelled", "failed", "succeeded"}),
         "held": frozenset({"queued", "cancelled"}),
         "starting": frozenset({"running", "queued", "held", "cancelling", "failed"}),
         "running": frozenset({"registering", "succeeded", "queued", "held", "cancelling", "failed"}),
@@ -50,6 +53,43 @@ TRANSITIONS: Final = MappingProxyType[State, frozenset[State]](
         "cancelled": frozenset({"queued"}),
         "failed": frozenset({"queued"}),
         "rejected": frozenset(),
+    }
+)
+
+MEANING: Final = MappingProxyType[State, str](
+    {
+        "queued": "waits; the reason says for what",
+        "held": "waits for a person: one held it, or it crashed twice at one stage, or had too many attempts",
+        "starting": "a worker is being started",
+        "running": "the worker works; the stage says on what",
+        "registering": "the worker is gone, the device free; the product is handed to the engine",
+        "cancelling": "is being stopped",
+        "succeeded": "ended: the product is where it was asked for",
+        "cancelled": "ended: by a person",
+        "failed": "ended: what waiting can't mend",
+        "rejected": "never became a job: see `spool/rejected`",
+    }
+)
+WHY: Final = MappingProxyType[Reason, str](
+    {
+        "ready": "nothing stands in its way",
+        "window": "outside `schedule.window`",
+        "not-before": "before `schedule.not_before`",
+        "gpu-busy": "its device is taken, or `schedule.when` asks for an idle one",
+        "vram": "the device had too little memory; tried again",
+        "memory": "too little main memory is free",
+        "disk": "too little room on one of the filesystems it needs",
+        "ollama-down": "the engine doesn't answer; goes on at its first answer",
+        "backoff": "failed in a way that may pass; tried again",
+        "interrupted": "lost its worker; goes on at the stage it lost",
+        "dependency": "a recipe of `schedule.after` has not succeeded",
+        "priority": "another job of a higher priority goes first",
+        "paused": "`abliterate pause`",
+        "drain": "`abliterate drain`",
+        "user": "held by a person, or by `schedule.hold`",
+        "crash-loop": "its worker died twice at the same stage",
+        "requeue-limit": "more attempts than `jobs.retries`",
+        "duplicate": "the same recipe on the same base had succeeded; `force = true` runs it again",
     }
 )
 

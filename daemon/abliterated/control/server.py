@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +44,10 @@ class Desk(Protocol):
     async def jobs(self) -> list[JobView]: ...
     async def job(self, part: str) -> JobView: ...
     async def act(self, verb: str, job_id: str, actor: str) -> JobView: ...
+    @property
+    def draining(self) -> bool: ...
     async def pause(self, paused: bool) -> None: ...
+    async def drain(self) -> None: ...
     async def submit(self, wanted: Submit, actor: str) -> Submitted: ...
     async def replay(self, after: int) -> list[tuple[int, JobView]]: ...
     async def engine(self) -> EngineView: ...
@@ -56,8 +59,9 @@ class Desk(Protocol):
 class Control:
     """The routes. `events` is where every change of a job is told."""
 
-    def __init__(self, desk: Desk, events: Events) -> None:
+    def __init__(self, desk: Desk, events: Events, more: Sequence[web.RouteDef] = ()) -> None:
         self._desk = desk
+        self._more = more
         self._events = events
         self._since = time.monotonic()
         self._stopping = asyncio.Event()
@@ -73,8 +77,9 @@ class Control:
                 web.get("/v1/jobs/{id}/log", self.log),
                 web.post("/v1/jobs/{id}/{verb:cancel|hold|release|retry}", self.act),
                 web.get("/v1/events", self.follow),
-                web.post("/v1/queue/{verb:pause|resume}", self.queue),
+                web.post("/v1/queue/{verb:pause|resume|drain}", self.queue),
                 web.get("/metrics", self.metrics),
+                *self._more,
             ]
         )
         return app
@@ -91,6 +96,7 @@ class Control:
                 pid=os.getpid(),
                 uptime=time.monotonic() - self._since,
                 paused=self._desk.paused,
+                draining=self._desk.draining,
                 proxy=self._desk.proxy_address(),
                 engine=engine,
                 jobs=jobs,
@@ -116,8 +122,13 @@ class Control:
         return _json(await self._desk.act(request.match_info["verb"], job.id, actor(request)))
 
     async def queue(self, request: web.Request) -> web.Response:
-        await self._desk.pause(request.match_info["verb"] == "pause")
-        return _json({"paused": self._desk.paused})
+        """A drain answers when nothing is at work any more."""
+        verb = request.match_info["verb"]
+        if verb == "drain":
+            await self._desk.drain()
+        else:
+            await self._desk.pause(verb == "pause")
+        return _json({"paused": self._desk.paused, "draining": self._desk.draining})
 
     async def metrics(self, request: web.Request) -> web.Response:
         jobs = await self._desk.jobs()

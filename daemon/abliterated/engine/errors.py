@@ -1,4 +1,4 @@
-"""What the engine answers when it can't: a status and a sentence, in Ollama's shape or OpenAI's.
+"""What the engine answers when it can't: a status and a sentence, in Ollama's shape, OpenAI's or Anthropic's.
 
 Does not know: which route raised, how bytes are sent.
 """
@@ -6,6 +6,7 @@ Does not know: which route raised, how bytes are sent.
 from __future__ import annotations
 
 import logging
+import secrets
 from typing import Any
 
 from abliterate.contract.errors import AbliteratedError, EngineRefused
@@ -74,3 +75,9 @@ def ollama_shape(error: Refused) -> dict[str, Any]:
 def openai_shape(error: Refused) -> dict[str, Any]:
     kind = {400: "invalid_request_error", 404: "not_found_error"}.get(error.status, "api_error")
     return {"error": {"message": str(error), "type": kind, "param": None, "code": None}}
+
+
+def anthropic_shape(error: Refused) -> dict[str, Any]:
+    kinds = {400: "invalid_request_error", 404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
+    told = {"type": kinds.get(error.status, "api_error"), "message": str(error)}
+    return {"type": "error", "error": told, "request_id": f"req_{secrets.token_hex(12)}"}

@@ -1,7 +1,7 @@
 """A stored model, opened: what its layers and its GGUF say, what it can do.
 
-Capabilities follow Ollama ≥ 0.30 for a GGUF that brings its own Jinja template: a substring test on the template, and
-what the config blob adds. The template that renders is always the GGUF's; a Go TEMPLATE is kept and told, never run.
+Capabilities follow Ollama ≥ 0.30 for a GGUF that brings its own Jinja template: a substring test on the template (for
+more ways to think than Ollama knows), and what the config blob adds. The template that renders is always the GGUF's; a Go TEMPLATE is kept and told, never run.
 Does not know: HTTP, processes.
 """
 
@@ -17,6 +17,13 @@ from abliterate.contract.errors import AbliteratedError
 from abliterated.engine.errors import Refused
 from abliterated.engine.header import Header, read_header
 from abliterated.engine.store import Store, Stored, json_blob
+
+
+# What opens and closes a thought in a template whose thoughts llama.cpp splits off; Ollama looks for the first alone.
+_THOUGHTS = (
+    ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"), ("<|channel|>", "analysis"), ("<|channel>", "<channel|>"),
+)  # fmt: skip
 
 
 class Config(msgspec.Struct):
@@ -65,7 +72,7 @@ class Model:
             found.append("vision")
         if "tools" in template or "tool_call" in template:
             found.append("tools")
-        if "<think>" in template and "</think>" in template:
+        if any(opening in template and closing in template for opening, closing in _THOUGHTS):
             found.append("thinking")
         return found + [capability for capability in self.config.capabilities if capability not in found]
 

@@ -89,10 +89,10 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     question = Question(
         model=opened,
         asked=request.model or "",
-        messages=[_message(message) for message in request.messages],
+        messages=[read_message(message) for message in request.messages],
         tools=request.tools or (),
-        think=_think(request),
-        form=_form(request.response_format),
+        think=read_think((request.reasoning or {}).get("effort") or request.reasoning_effort),
+        form=read_form(request.response_format),
         settings=options.merge(opened.parameters, _options(request)),
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
@@ -154,8 +154,8 @@ def _options(request: CompletionRequest) -> dict[str, Any]:
     }
 
 
-def _think(request: ChatCompletionRequest) -> bool | str | None:
-    effort = (request.reasoning or {}).get("effort") or request.reasoning_effort
+def read_think(effort: Any) -> bool | str | None:
+    """A reasoning effort as Ollama's `think`."""
     if effort is None:
         return None
     if effort not in ("none", "low", "medium", "high", "max"):
@@ -163,7 +163,8 @@ def _think(request: ChatCompletionRequest) -> bool | str | None:
     return False if effort == "none" else str(effort)
 
 
-def _form(wanted: dict[str, Any] | None) -> Any:
+def read_form(wanted: dict[str, Any] | None) -> Any:
+    """A response format as Ollama's `format`."""
     match (wanted or {}).get("type"):
         case "json_object":
             return "json"
@@ -172,7 +173,7 @@ def _form(wanted: dict[str, Any] | None) -> Any:
     return None
 
 
-def _message(message: dict[str, Any]) -> chat.Message:
+def read_message(message: dict[str, Any]) -> chat.Message:
     """OpenAI's message as Ollama's: content parts joined, arguments parsed."""
     content = message.get("content")
     images: list[str] = []

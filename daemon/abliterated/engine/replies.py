@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from abliterated.engine.errors import Refused, ollama_shape, openai_shape, refusal
+from abliterated.engine.errors import Refused, anthropic_shape, ollama_shape, openai_shape, refusal
 
 T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
@@ -71,6 +71,28 @@ async def sse(request: web.Request, events: AsyncIterator[Any]) -> web.StreamRes
         await response.write(b"data: " + _encode(openai_shape(refusal(error))) + b"\n\n")
     await response.write_eof()
     return response
+
+
+async def named_sse(request: web.Request, events: AsyncIterator[tuple[str, Any]]) -> web.StreamResponse:
+    """`event: name` and its data; an error after the first is an event named so, in Anthropic's shape, which OpenAI's
+    clients read as well."""
+    first = await anext(events)
+    response = await _open(request, "text/event-stream")
+    try:
+        await response.write(_named(*first))
+        async for name, event in events:
+            await response.write(_named(name, event))
+    except ConnectionError:
+        raise
+    except Exception as error:
+        told = anthropic_shape(refusal(error))
+        await response.write(_named("error", {**told, "message": told["error"]["message"], "code": None}))
+    await response.write_eof()
+    return response
+
+
+def _named(name: str, event: Any) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + _encode(event) + b"\n\n"
 
 
 async def _open(request: web.Request, kind: str) -> web.StreamResponse:

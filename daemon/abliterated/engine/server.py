@@ -11,8 +11,8 @@ import time
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from abliterated.engine import models_api, ollama_api, openai_api
-from abliterated.engine.errors import Refused, ollama_shape, openai_shape, refusal
+from abliterated.engine import messages_api, models_api, ollama_api, openai_api, responses_api
+from abliterated.engine.errors import Refused, anthropic_shape, ollama_shape, openai_shape, refusal
 from abliterated.engine.origins import host_allowed, origin_allowed
 from abliterated.engine.replies import answer
 from abliterated.engine.service import Service
@@ -52,12 +52,16 @@ def build(service: Service, *, loopback: bool) -> web.Application:
     post("/v1/chat/completions", openai_api.chat_completions)
     post("/v1/completions", openai_api.completions)
     post("/v1/embeddings", openai_api.embeddings)
+    post("/v1/responses", responses_api.responses)
+    post("/v1/messages", messages_api.messages)
     return app
 
 
 @web.middleware
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     shape = openai_shape if request.path.startswith("/v1/") else ollama_shape
+    if request.path == "/v1/messages":
+        shape = anthropic_shape
     began = time.monotonic()
     try:
         return await handler(request)

@@ -1,6 +1,6 @@
-"""The one task that owns the queue: asks the scheduler, starts workers, follows them, hands products on.
+"""The one task that owns the queue: asks the scheduler, starts attempts, hands products on, answers people's wishes.
 
-What a base is and how a product is registered is told to it by two callables; it does not know Ollama, sockets or the
+What a base is and how a product is registered is told to it by callables; it does not know Ollama, sockets or the
 spool.
 """
 
@@ -8,46 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import logging
 import shutil
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from abliterate.contract.errors import AbliteratedError, ConflictError, DiskError
-from abliterate.contract.messages import JobView, Progress, Result, Task
-from abliterate.contract.states import TERMINAL, Reason, State
+from abliterate.contract.errors import ConflictError
+from abliterate.contract.messages import JobView, Result, Task
+from abliterate.contract.states import TERMINAL, State
+from abliterated.jobs.attempt import STOP_PATIENCE, Attempts, Prepare, Present, Running
+from abliterated.jobs.awake import Awake
+from abliterated.jobs.clock import Clock
+from abliterated.jobs.executor import Executor
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
-from abliterated.jobs.outcome import Ended, Move, after_failure, after_worker, backoff, failure_of, is_passing
-from abliterated.jobs.runner import Worker, end_orphan, follow, start_worker, stop_worker
-from abliterated.jobs.scheduler import Conditions, decide
+from abliterated.jobs.moves import Moves, Publish
+from abliterated.jobs.outcome import Move, jittered
+from abliterated.jobs.registrations import Register, Registrations
+from abliterated.jobs.runner import LocalExecutor
+from abliterated.jobs.scheduler import Active, Conditions, Device, decide
 
 log = logging.getLogger(__name__)
 
-Prepare = Callable[[Job, Path], Awaitable[Task]]
-Register = Callable[[Job, Result, Path], Awaitable[list[str]]]
-Publish = Callable[[JobView, int], None]
-ENGINE_FIRST, ENGINE_LONGEST = 1.0, 60.0
+Release = Callable[[Job], Awaitable[None]]
+DEVICES_SECONDS = 10.0
 
 
-@dataclass
-class Running:
-    """What is known of the job at work, in memory only."""
-
-    job: Job
-    worker: Worker | None = None
-    progress: Progress | None = None
-    cancelled: bool = False
-
-    def asked_to_stop(self) -> bool:
-        """Whether the job was cancelled meanwhile; asked anew after every await."""
-        return self.cancelled
+async def product_is_there(job: Job, out: Path) -> bool:
+    """Whether what the job made is still in its folder."""
+    return job.result is not None and await asyncio.to_thread((out / job.result.product).exists)
 
 
 class Dispatcher:
@@ -61,35 +51,47 @@ class Dispatcher:
         prepare: Prepare,
         register: Register,
         publish: Publish,
+        release: Release | None = None,
         idle_seconds: Callable[[], float] = lambda: float("inf"),
         retries: int = 5,
+        executor: Executor | None = None,
+        devices: Callable[[], Sequence[Device]] = lambda: (Device("cpu"),),
+        locks: Path | None = None,
+        store: Callable[[Task], Path | None] = lambda task: None,
+        present: Present = product_is_there,
+        clock: Clock | None = None,
+        awake: Awake | None = None,
     ) -> None:
         self._ledger = ledger
         self._folder = jobs
-        self._prepare = prepare
-        self._register = register
-        self._publish = publish
+        self._release = release
         self._idle_seconds = idle_seconds
-        self._retries = retries
-        self._wake = asyncio.Event()
+        self._devices = devices
+        self._known_devices: tuple[float, Sequence[Device]] = (float("-inf"), ())
+        self._clock = clock or Clock()
+        self._executor = executor or LocalExecutor()
+        self._awake = awake or Awake([])
+        self._moves = Moves(ledger, publish)
+        self._attempts = Attempts(
+            ledger, self._moves, jobs, prepare, present, self._executor, self._clock, retries, locks, store
+        )
+        self._registrations = Registrations(self._moves, jobs, register)
         self._stopping = False
-        self._running: Running | None = None
+        self._running: dict[str, Running] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._engine_tries: dict[str, int] = {}
-        self._impatient: dict[str, asyncio.Event] = {}
         self.paused = False
+        self.draining = False
 
     # --- from outside -------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """Look at the queue now: a job came, a setting changed, the engine answered."""
-        self._wake.set()
+        self._moves.moved.set()
 
     async def engine_answers(self) -> None:
         """The engine is there (again): whoever waits for it goes on at once, in the order they came."""
-        self._engine_tries.clear()
-        for bell in self._impatient.values():
-            bell.set()
+        self._attempts.engine_tries.clear()
+        self._registrations.impatient()
         for job in await self._ledger.do(Journal.active):
             if job.state == "queued" and job.reason == "ollama-down":
                 await self._ledger.do(Journal.note, job.id, retry_at=0.0)
@@ -97,85 +99,68 @@ class Dispatcher:
 
     def view(self, job: Job) -> JobView:
         """The job as the client sees it, with the live progress where it runs."""
-        progress = self._running.progress if self._running and self._running.job.id == job.id else None
-        return JobView(
-            id=job.id,
-            label=job.label,
-            model=job.model,
-            target=job.target,
-            state=job.state,
-            reason=job.reason,
-            explanation=job.explanation,
-            stage=progress.stage if progress else ("register" if job.state == "registering" else job.stage),
-            done=progress.done if progress else 0,
-            total=progress.total if progress else 0,
-            unit=progress.unit if progress else "",
-            message=progress.message if progress else "",
-            remaining=progress.remaining if progress else None,
-            memory=progress.memory if progress else 0,
-            attempts=job.attempts,
-            submitted=job.submitted,
-            started=job.started,
-            ended=job.ended,
-            failure=job.failure,
-            result=job.result,
-        )
+        return self._moves.view(job)
 
     async def pause(self, paused: bool) -> None:
+        """Start no further job, or start them again; the latter ends a drain too."""
         self.paused = paused
-        await self._ledger.do(Journal.set_setting, "paused", "yes" if paused else "")
-        self.wake()
+        self.draining = self.draining and paused
+        await self._remember()
+
+    async def drain(self) -> None:
+        """Start no further job and stop those at work: they go on at the stage they lost when the queue is resumed."""
+        self.paused = self.draining = True
+        await self._remember()
+        workers = [one.worker for one in self._running.values() if one.worker]
+        await asyncio.gather(*(worker.stop(STOP_PATIENCE) for worker in workers))
+        tasks = [task for task in self._tasks.values() if task.get_name().startswith("job ")]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def cancel(self, job_id: str, actor: str) -> Job:
         """Cancel a job that has not ended. Raises ConflictError."""
-        job = await self._ledger.do(Journal.get, job_id)
+        job = await self._moves.get(job_id)
         if job.state in ("queued", "held"):
-            return await self._move(job_id, "cancelled", actor=actor)
+            return await self._ended(await self._moves.move(job_id, "cancelled", actor=actor))
         if job.state in TERMINAL or job.state == "cancelling":
             raise ConflictError(f"job {job_id} is {job.state} already", remedy="There is nothing to cancel")
-        job = await self._move(job_id, "cancelling", explanation="is being stopped", actor=actor)
-        running = self._running
-        if running and running.job.id == job_id:
+        job = await self._moves.move(job_id, "cancelling", explanation="is being stopped", actor=actor)
+        if running := self._running.get(job_id):
             running.cancelled = True
             if running.worker:
-                self._spawn(f"stop {job_id}", stop_worker(running.worker, patience=25.0))
+                self._spawn(f"stop {job_id}", running.worker.stop(STOP_PATIENCE))
         else:
-            if bell := self._impatient.get(job_id):
-                bell.set()
+            self._registrations.impatient(job_id)
             task = self._tasks.get(job_id)
             if task is None or task.done():
-                job = await self._move(job_id, "cancelled", actor=actor)
+                job = await self._ended(await self._moves.move(job_id, "cancelled", actor=actor))
         return job
 
     async def hold(self, job_id: str, actor: str) -> Job:
-        job = await self._ledger.do(Journal.get, job_id)
+        job = await self._moves.get(job_id)
         if job.state != "queued":
             raise ConflictError(f"job {job_id} is {job.state}", remedy="Only a queued job can be held")
-        return await self._move(job_id, "held", reason="user", explanation="held by its user", actor=actor)
+        return await self._moves.move(job_id, "held", reason="user", explanation="held by its user", actor=actor)
 
     async def release(self, job_id: str, actor: str) -> Job:
-        job = await self._ledger.do(Journal.get, job_id)
-        if job.state != "held":
-            raise ConflictError(f"job {job_id} is {job.state}", remedy="Only a held job can be released")
-        return await self._move(job_id, "queued", reason="ready", actor=actor, attempts=0, crashes=0)
+        return await self._again(job_id, ("held",), "Only a held job can be released", actor)
 
     async def retry(self, job_id: str, actor: str) -> Job:
-        job = await self._ledger.do(Journal.get, job_id)
-        if job.state not in ("failed", "cancelled"):
-            raise ConflictError(f"job {job_id} is {job.state}", remedy="Only a failed or cancelled job can be retried")
-        return await self._move(job_id, "queued", reason="ready", actor=actor, attempts=0, crashes=0)
+        return await self._again(
+            job_id, ("failed", "cancelled"), "Only a failed or cancelled job can be retried", actor
+        )
 
     async def stop(self) -> None:
-        """Stop the worker; its job goes back to the queue. Registrations under way are left to the next start."""
+        """Stop the workers; their jobs go back to the queue. Registrations under way are left to the next start."""
         self._stopping = True
         self.wake()
-        if self._running and self._running.worker:
-            await stop_worker(self._running.worker)
+        workers = [one.worker for one in self._running.values() if one.worker]
+        await asyncio.gather(*(worker.stop() for worker in workers))
         tasks = list(self._tasks.values())
         for task in tasks:
             if not task.get_name().startswith("job "):
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._awake.keep(False)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -183,10 +168,10 @@ class Dispatcher:
         """Recover what an earlier daemon left, then serve the queue until stopped."""
         await self._recover()
         while not self._stopping:
-            self._wake.clear()
+            self._moves.moved.clear()
             look_again = await self._turn()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), look_again)
+                await asyncio.wait_for(self._moves.moved.wait(), look_again)
 
     async def _turn(self) -> float | None:
         jobs = await self._ledger.do(Journal.active)
@@ -195,51 +180,72 @@ class Dispatcher:
                 self._spawn(job.id, self._hand_over(job), name=f"register {job.id}")
         # Every ended job is read only where one of those that wait asks for it.
         asked = any(job.recipe.schedule.after for job in jobs)
+        waits = any(job.state == "queued" for job in jobs)
         conditions = Conditions(
-            now=time.time(),
-            local=datetime.datetime.now().astimezone(),
+            now=self._clock.wall(),
+            local=self._clock.local(),
             paused=self.paused,
-            slot_taken=self._running is not None,
+            draining=self.draining,
+            active=[Active(one.job.id, one.device.name, one.fetching) for one in self._running.values()],
+            devices=await self._look_at_devices() if waits else (),
             idle_seconds=self._idle_seconds(),
             ended=await self._ledger.do(Journal.ended_by_label) if asked else {},
         )
         decision = decide(jobs, conditions)
+        by_id = {job.id: job for job in jobs}
         for waiting in decision.waiting:
-            job = next(job for job in jobs if job.id == waiting.job)
+            job = by_id[waiting.job]
             if (job.reason, job.explanation) != (waiting.reason, waiting.explanation):
                 await self._ledger.do(Journal.note, job.id, reason=waiting.reason, explanation=waiting.explanation)
-        if decision.start:
-            job = next(job for job in jobs if job.id == decision.start)
-            self._running = Running(job)
-            self._spawn(job.id, self._work(job), name=f"job {job.id}")
+        for start in decision.start:
+            job = by_id[start.job]
+            running = Running(job, start.device)
+            self._running[job.id] = running
+            self._spawn(job.id, self._work(running), name=f"job {job.id}")
+        await self._awake.keep(bool(self._running))
         return decision.look_again
 
+    async def _look_at_devices(self) -> Sequence[Device]:
+        now = asyncio.get_running_loop().time()
+        seen, devices = self._known_devices
+        if now - seen >= DEVICES_SECONDS:
+            devices = await asyncio.to_thread(self._devices)
+            self._known_devices = (now, devices)
+        return devices
+
     async def _recover(self) -> None:
-        self.paused = await self._ledger.do(Journal.setting, "paused") == "yes"
+        self.paused, self.draining = {"yes": (True, False), "drain": (True, True)}.get(
+            await self._ledger.do(Journal.setting, "paused"), (False, False)
+        )
         for job in await self._ledger.do(Journal.active):
             if job.worker:
-                end_orphan(job.worker)
+                await asyncio.to_thread(self._executor.end_orphan, job.worker)
             if job.state in ("starting", "running"):
-                await self._move(
+                await self._moves.move(
                     job.id, "queued", reason="interrupted", explanation="the daemon was restarted", worker=""
                 )
             elif job.state == "cancelling":
-                await self._move(job.id, "cancelled", worker="")
+                await self._ended(await self._moves.move(job.id, "cancelled", worker=""))
 
-    async def _work(self, job: Job) -> None:
-        running = self._running
-        assert running is not None
+    async def _work(self, running: Running) -> None:
+        job = running.job
+        others = [one for one in self._running.values() if one is not running]
         try:
-            move: Move | None = await self._attempt(job, running)
+            move = await self._attempts.make(running, others, lambda: self._stopping or self.draining)
         except Exception:
             log.exception("job %s: the dispatcher failed", job.id, extra={"action": "bug", "job": job.id})
             move = Move("held", "crash-loop", "the daemon failed on it; see its log", attempts=job.attempts + 1)
-        result = running.worker.word if running.worker and isinstance(running.worker.word, Result) else None
-        self._running = None
+        if self._release is not None:
+            with contextlib.suppress(Exception):
+                await self._release(job)
+        word = running.worker.word if running.worker else None
+        result = word if isinstance(word, Result) else move.result if move else None
         try:
             if move is not None:
                 await self._settle(job, move, result)
         finally:
+            self._running.pop(job.id, None)
+            self._moves.progress.pop(job.id, None)
             self._tasks.pop(job.id, None)
             self.wake()
 
@@ -249,123 +255,57 @@ class Dispatcher:
             "attempts": move.attempts,
             "crashes": move.crashes,
             "failure": move.failure,
+            "stage": move.stage,
         }
         if result is not None:
             changes["result"] = result
         if move.retry_in:
-            changes["retry_at"] = time.time() + move.retry_in
-        current = await self._ledger.do(Journal.get, job.id)
+            changes["retry_at"] = self._clock.wall() + jittered(move.retry_in, job.id, move.attempts)
+        current = await self._moves.get(job.id)
+        self._moves.progress.pop(job.id, None)
         if current.state == move.state:
             # Still queued: nothing happened to it but the reason why it waits.
-            await self._ledger.do(Journal.note, job.id, reason=move.reason, explanation=move.explanation, **changes)
-            await self._tell(job.id)
+            await self._moves.note(job.id, reason=move.reason, explanation=move.explanation, **changes)
             return
         new: State = "cancelled" if current.state == "cancelling" else move.state
-        await self._move(job.id, new, reason=move.reason, explanation=move.explanation, **changes)
-
-    async def _attempt(self, job: Job, running: Running) -> Move | None:
-        """Prepare the job, run it, say what follows; None if somebody moved it while it was prepared."""
-        folder = self._folder / job.id
-        try:
-            task = await self._prepare(job, folder)
-            if (await self._ledger.do(Journal.get, job.id)).state != "queued" or self._stopping:
-                return None
-            running.job = await self._move(job.id, "starting", started=time.time())
-            running.worker = await start_worker(task, folder)
-        except AbliteratedError as error:
-            if (await self._ledger.do(Journal.get, job.id)).state not in ("queued", "starting"):
-                return None
-            if is_passing(error):
-                tries = self._engine_tries[job.id] = self._engine_tries.get(job.id, 0) + 1
-                seconds = backoff(tries, ENGINE_FIRST, ENGINE_LONGEST)
-                return Move("queued", "ollama-down", str(error), None, seconds, job.attempts, job.crashes)
-            return after_failure(failure_of(error), attempts=job.attempts, crashes=job.crashes, retries=self._retries)
-        self._engine_tries.pop(job.id, None)
-        if running.asked_to_stop() or self._stopping:
-            self._spawn(f"stop {job.id}", stop_worker(running.worker, patience=25.0))
-        else:
-            running.job = await self._move(job.id, "running", worker=running.worker.mark, failure=None)
-
-        def tell(progress: Progress) -> None:
-            running.progress = progress
-            self._publish(self.view(running.job), 0)
-
-        status = await follow(running.worker, tell)
-        word = running.worker.word
-        # What was made decides, not what was asked for: a folder becomes no GGUF where no converter is configured.
-        made = word.format if isinstance(word, Result) else ""
-        return after_worker(
-            Ended(status, word, stopping=self._stopping, cancelled=running.cancelled),
-            registers=job.recipe.export.register and made == "gguf",
-            attempts=job.attempts,
-            crashes=job.crashes,
-            retries=self._retries,
+        await self._ended(
+            await self._moves.move(job.id, new, reason=move.reason, explanation=move.explanation, **changes)
         )
 
     async def _hand_over(self, job: Job) -> None:
-        """Register the product, as long as it takes: the engine may be away for a day, the GPU is free meanwhile."""
-        assert job.result is not None
-        tries = 0
-        while True:
-            current = await self._ledger.do(Journal.get, job.id)
-            if current.state == "cancelling":
-                await self._move(job.id, "cancelled")
-                break
-            try:
-                notes = await self._register(job, job.result, self._folder / job.id / "out")
-            except AbliteratedError as error:
-                if is_passing(error) or isinstance(error, DiskError):
-                    tries += 1
-                    reason: Reason = "disk" if isinstance(error, DiskError) else "ollama-down"
-                    await self._ledger.do(Journal.note, job.id, reason=reason, explanation=str(error))
-                    await self._tell(job.id)
-                    await self._pause(job.id, backoff(tries, ENGINE_FIRST, ENGINE_LONGEST))
-                    continue
-                await self._end(job.id, "failed", explanation=error.message, failure=failure_of(error))
-                break
-            except Exception as error:
-                log.exception("job %s: registration failed", job.id, extra={"action": "bug", "job": job.id})
-                await self._end(job.id, "failed", explanation=f"registration failed: {error}")
-                break
-            kept = [*job.result.notes, *notes]
-            await self._end(job.id, "succeeded", result=msgspec.structs.replace(job.result, notes=kept))
-            shutil.rmtree(self._folder / job.id / "work", ignore_errors=True)
-            (self._folder / job.id / "out" / job.result.product).unlink(missing_ok=True)
-            break
-        self._tasks.pop(job.id, None)
-        self.wake()
+        try:
+            await self._registrations.hand_over(job)
+            await self._ended(await self._moves.get(job.id))
+        finally:
+            self._tasks.pop(job.id, None)
+            self.wake()
 
-    async def _pause(self, job_id: str, seconds: float) -> None:
-        """Wait for `seconds`, or until the engine answers or somebody cancels the job."""
-        bell = self._impatient.setdefault(job_id, asyncio.Event())
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(bell.wait(), seconds)
-        self._impatient.pop(job_id, None)
+    # --- inside -------------------------------------------------------------------------------------------------
 
-    async def _end(self, job_id: str, state: State, **changes: Any) -> None:
-        current = await self._ledger.do(Journal.get, job_id)
-        if current.state == "cancelling" and state == "failed":
-            state = "cancelled"
-        await self._move(job_id, state, **changes)
-
-    # --- telling ------------------------------------------------------------------------------------------------
-
-    async def _move(self, job_id: str, new: State, **changes: Any) -> Job:
-        job, number = await self._ledger.do(Journal.move, job_id, new, **changes)
-        log.info(
-            "job %s %s%s", job_id, new, f" ({job.reason})" if job.reason else "", extra={"action": new, "job": job_id}
-        )
-        self._publish(self.view(job), number)
-        self.wake()
+    async def _ended(self, job: Job) -> Job:
+        """What a cancelled job made so far is of no use to anybody; its recipe and its log stay."""
+        if job.state == "cancelled":
+            await asyncio.to_thread(_remove_folders, self._folder / job.id / "work", self._folder / job.id / "out")
         return job
 
-    async def _tell(self, job_id: str) -> None:
-        job = await self._ledger.do(Journal.find, job_id)
-        if job is not None:
-            self._publish(self.view(job), 0)
+    async def _again(self, job_id: str, allowed: tuple[State, ...], remedy: str, actor: str) -> Job:
+        job = await self._moves.get(job_id)
+        if job.state not in allowed:
+            raise ConflictError(f"job {job_id} is {job.state}", remedy=remedy)
+        return await self._moves.move(job_id, "queued", reason="ready", actor=actor, attempts=0, crashes=0, stage="")
 
-    def _spawn(self, key: str, work: Any, name: str = "") -> None:
+    async def _remember(self) -> None:
+        told = "drain" if self.draining else "yes" if self.paused else ""
+        await self._ledger.do(Journal.set_setting, "paused", told)
+        self.wake()
+
+    def _spawn(self, key: str, work: Coroutine[Any, Any, None], name: str = "") -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name or key)
         self._tasks[key] = task
         if not name:
             task.add_done_callback(lambda done: self._tasks.pop(key, None) if self._tasks.get(key) is done else None)
+
+
+def _remove_folders(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -9,61 +9,23 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from abliterate.contract.errors import AbliteratedError, DiskError, NotFound
 from abliterate.contract.messages import Failure, Result
-from abliterate.contract.recipe import Recipe, recipe_digest, target_name
+from abliterate.contract.recipe import Recipe, Schedule, recipe_digest, target_name
 from abliterate.contract.states import TERMINAL, Reason, State, check_transition
+from abliterated.failpoints import failpoint
+from abliterated.jobs.schema import MIGRATIONS, migrate, version_of
+from abliterated.jobs.spare import Spare
 
-MIGRATIONS = (
-    """
-    CREATE TABLE job (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        label TEXT NOT NULL,
-        recipe TEXT NOT NULL,
-        digest TEXT NOT NULL,
-        model TEXT NOT NULL,
-        target TEXT NOT NULL,
-        state TEXT NOT NULL,
-        reason TEXT NOT NULL DEFAULT '',
-        explanation TEXT NOT NULL DEFAULT '',
-        stage TEXT NOT NULL DEFAULT '',
-        attempts INTEGER NOT NULL DEFAULT 0,
-        crashes INTEGER NOT NULL DEFAULT 0,
-        retry_at REAL NOT NULL DEFAULT 0,
-        submitted REAL NOT NULL,
-        started REAL,
-        ended REAL,
-        failure TEXT,
-        result TEXT,
-        worker TEXT NOT NULL DEFAULT '',
-        claim TEXT NOT NULL DEFAULT '',
-        gone INTEGER NOT NULL DEFAULT 1
-    );
-    CREATE INDEX job_state ON job (state);
-    CREATE INDEX job_claim ON job (claim) WHERE gone = 0;
-    CREATE TABLE transition (
-        n INTEGER PRIMARY KEY AUTOINCREMENT,
-        job TEXT NOT NULL,
-        old TEXT NOT NULL,
-        new TEXT NOT NULL,
-        reason TEXT NOT NULL,
-        wall REAL NOT NULL,
-        boottime REAL NOT NULL,
-        boot TEXT NOT NULL,
-        actor TEXT NOT NULL
-    );
-    CREATE TABLE setting (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-    """,
-)
+T = TypeVar("T")
 
 
 class JournalError(AbliteratedError):
@@ -94,19 +56,23 @@ class Job:
     failure: Failure | None
     result: Result | None
     worker: str
+    base: str = ""
 
 
 _COLUMNS = (
     "seq, id, label, recipe, digest, model, target, state, reason, explanation, stage, attempts, crashes, retry_at,"
-    " submitted, started, ended, failure, result, worker"
+    " submitted, started, ended, failure, result, worker, base"
 )
-_CHANGEABLE = frozenset({"stage", "attempts", "crashes", "retry_at", "started", "failure", "result", "worker"})
+_CHANGEABLE = frozenset({"stage", "attempts", "crashes", "retry_at", "started", "failure", "result", "worker", "base"})
+_NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC})
 
 
 class Journal:
-    """Open it in the thread that will use it."""
+    """Open it in the thread that will use it. `wall`: the clock of its rows, seconds since the epoch."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wall: Callable[[], float] = time.time) -> None:
+        self._wall = wall
+        self._spare = Spare(path.with_name("reserve.bin"))
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
         except sqlite3.Error as error:
@@ -115,13 +81,15 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
-            self._migrate(path)
+            _check_version(self._db, path)
+            migrate(self._db)
         except sqlite3.Error as error:
             self._db.close()
             raise _unopened(path, error) from error
         except JournalError:
             self._db.close()
             raise
+        self._spare.fill()
 
     def close(self) -> None:
         self._db.close()
@@ -141,29 +109,42 @@ class Journal:
         """Add a job in `queued` (or `held`); returns it, and whether it is new. A known id adds nothing."""
         if existing_ok and (known := self.find(job_id)):
             return known, False
-        now = time.time()
-        state: State = "held" if recipe.schedule.hold else "queued"
-        reason: Reason = "user" if recipe.schedule.hold else "ready"
-        with self._transaction():
-            self._db.execute(
-                "INSERT INTO job (id, label, recipe, digest, model, target, state, reason, submitted, claim, gone)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    job_id,
-                    label,
-                    msgspec.json.encode(recipe).decode(),
-                    recipe_digest(recipe),
-                    recipe.model,
-                    target_name(recipe).short(),
-                    state,
-                    reason,
-                    now,
-                    claim,
-                    0 if claim else 1,
-                ),
-            )
-            self._record(job_id, "", state, reason, actor, now)
-        return self.get(job_id), True
+        return self.add_all([(job_id, recipe)], label, claim=claim, actor=actor)[0], True
+
+    def add_all(
+        self, wanted: Sequence[tuple[str, Recipe]], label: str, *, claim: str = "", actor: str = "spool"
+    ) -> list[Job]:
+        """Add the jobs of one file, all or none."""
+        now = self._wall()
+
+        def insert() -> None:
+            for number, (job_id, recipe) in enumerate(wanted):
+                state: State = "held" if recipe.schedule.hold else "queued"
+                reason: Reason = "user" if recipe.schedule.hold else "ready"
+                # The claim belongs to the first: one file, one claim.
+                mine = claim if number == 0 else ""
+                self._db.execute(
+                    "INSERT INTO job (id, label, recipe, digest, model, target, state, reason, submitted, claim, gone,"
+                    " work) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        job_id,
+                        label,
+                        msgspec.json.encode(recipe).decode(),
+                        recipe_digest(recipe),
+                        recipe.model,
+                        target_name(recipe).short(),
+                        state,
+                        reason,
+                        now,
+                        mine,
+                        0 if mine else 1,
+                        work_digest(recipe),
+                    ),
+                )
+                self._record(job_id, "", state, reason, actor, now)
+
+        self._write(insert)
+        return [self.get(job_id) for job_id, _ in wanted]
 
     def get(self, job_id: str) -> Job:
         """The job of exactly that id. Raises NotFound."""
@@ -203,9 +184,29 @@ class Journal:
         return [_job(row) for row in rows]
 
     def ended_by_label(self) -> dict[str, State]:
-        """The latest end of each label; what `schedule.after` waits for."""
-        rows = self._db.execute("SELECT label, state FROM job WHERE ended IS NOT NULL ORDER BY seq")
-        return dict(rows.fetchall())
+        """How each label ended: `succeeded` where the latest job of each of its products did; `schedule.after` asks."""
+        rows = self._db.execute(
+            "SELECT label, state FROM job WHERE seq IN"
+            " (SELECT max(seq) FROM job WHERE ended IS NOT NULL GROUP BY label, target) ORDER BY state = 'succeeded'"
+        )
+        found: dict[str, State] = {}
+        for label, state in rows:
+            found.setdefault(label, state)
+        return found
+
+    def done_before(self, job: Job, base: str) -> Job | None:
+        """The latest job that did the same work on the same base and succeeded."""
+        row = self._db.execute(
+            f"SELECT {_COLUMNS} FROM job WHERE state = 'succeeded' AND base = ? AND base != '' AND id != ?"
+            " AND work = (SELECT work FROM job WHERE id = ?) AND work != '' ORDER BY seq DESC LIMIT 1",
+            (base, job.id, job.id),
+        ).fetchone()
+        return _job(row) if row else None
+
+    def ended_before(self, wall: float) -> list[str]:
+        """The ids of the jobs that had ended at that time, oldest first."""
+        rows = self._db.execute("SELECT id FROM job WHERE ended < ? ORDER BY seq", (wall,))
+        return [str(row[0]) for row in rows]
 
     def move(
         self,
@@ -220,27 +221,34 @@ class Journal:
     ) -> tuple[Job, int]:
         """Make one legal transition; returns job and transition number. Raises IllegalTransition, NotFound."""
         assert changes.keys() <= _CHANGEABLE, changes
-        now = time.time()
-        with self._transaction():
+        now = self._wall()
+
+        def transition() -> int:
             job = self.get(job_id)
             check_transition(job.state, new)
             values: dict[str, Any] = {"state": new, "reason": reason, "explanation": explanation, "retry_at": 0.0}
             values |= {key: _text(value) for key, value in changes.items()}
             values["ended"] = now if new in TERMINAL else None
             self._update(job_id, values)
-            number = self._record(job_id, job.state, new, reason, actor, now)
+            return self._record(job_id, job.state, new, reason, actor, now)
+
+        number = self._write(transition)
         return self.get(job_id), number
 
     def note(self, job_id: str, /, **changes: Any) -> None:
         """Change what is known of a job without a transition (reason, explanation, stage, …)."""
         assert changes.keys() <= _CHANGEABLE | {"reason", "explanation"}, changes
-        with self._transaction():
-            self._update(job_id, {key: _text(value) for key, value in changes.items()})
+        self._write(lambda: self._update(job_id, {key: _text(value) for key, value in changes.items()}))
 
-    def remove(self, job_id: str) -> None:
-        """Forget an ended job."""
-        with self._transaction():
-            self._db.execute("DELETE FROM job WHERE id = ? AND ended IS NOT NULL", (job_id,))
+    def remove(self, job_ids: Sequence[str]) -> None:
+        """Forget ended jobs, their transitions too."""
+
+        def delete() -> None:
+            for job_id in job_ids:
+                if self._db.execute("DELETE FROM job WHERE id = ? AND ended IS NOT NULL", (job_id,)).rowcount:
+                    self._db.execute("DELETE FROM transition WHERE job = ?", (job_id,))
+
+        self._write(delete)
 
     # --- claims -------------------------------------------------------------------------------------------------
 
@@ -251,8 +259,7 @@ class Journal:
 
     def file_gone(self, claim: str) -> None:
         """The file is removed: the same bytes under the same inode are a new recipe from now on."""
-        with self._transaction():
-            self._db.execute("UPDATE job SET gone = 1 WHERE claim = ? AND gone = 0", (claim,))
+        self._write(lambda: self._db.execute("UPDATE job SET gone = 1 WHERE claim = ? AND gone = 0", (claim,)))
 
     def ids(self) -> set[str]:
         """The ids of every job there is."""
@@ -261,8 +268,16 @@ class Journal:
     # --- transitions and settings -------------------------------------------------------------------------------
 
     def transitions_after(self, number: int) -> list[tuple[int, str]]:
-        """(number, job id) of every transition after `number`."""
-        return self._db.execute("SELECT n, job FROM transition WHERE n > ? ORDER BY n", (number,)).fetchall()
+        """(number, job id) of every transition after `number`, of jobs not yet cleaned away."""
+        return self._db.execute(
+            "SELECT n, job FROM transition WHERE n > ? AND job IN (SELECT id FROM job) ORDER BY n", (number,)
+        ).fetchall()
+
+    def history(self, job_id: str) -> list[tuple[str, str, str, float, str]]:
+        """(from, to, reason, wall clock, who) of every transition of a job, in order."""
+        return self._db.execute(
+            "SELECT old, new, reason, wall, actor FROM transition WHERE job = ? ORDER BY n", (job_id,)
+        ).fetchall()
 
     def last_transition(self) -> int:
         row = self._db.execute("SELECT max(n) FROM transition").fetchone()
@@ -273,8 +288,7 @@ class Journal:
         return str(row[0]) if row else default
 
     def set_setting(self, key: str, value: str) -> None:
-        with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO setting (key, value) VALUES (?, ?)", (key, value))
+        self._write(lambda: self._db.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (key, value)))
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -290,29 +304,47 @@ class Journal:
         )
         return int(cursor.lastrowid or 0)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _write(self, act: Callable[[], T]) -> T:
+        """Run `act` in one transaction; where the disk is full, the spare file makes room for one more try."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # SQLite may have rolled back by itself; the cause is what counts
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.OperationalError as error:
+                return self._transaction(act)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode not in _NO_ROOM or not self._spare.give():
+                    raise
+                return self._transaction(act)
+        except sqlite3.Error as error:
             raise DiskError(f"the journal can't be written ({error})", remedy="Free some disk space") from error
 
-    def _migrate(self, path: Path) -> None:
-        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-        if version > len(MIGRATIONS):
-            raise JournalError(
-                f"{path}: written by a newer version (schema {version}, known {len(MIGRATIONS)})",
-                remedy="Upgrade abliterated, or give this daemon another paths.state",
-            )
-        for number, script in enumerate(MIGRATIONS[version:], version + 1):
-            self._db.executescript(f"BEGIN; {script} PRAGMA user_version={number}; COMMIT;")
+    def _transaction(self, act: Callable[[], T]) -> T:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            done = act()
+            failpoint("journal.before-commit")
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # SQLite may have rolled back by itself; the cause is what counts
+                self._db.execute("ROLLBACK")
+            raise
+        failpoint("journal.after-commit")
+        return done
+
+    def refill(self) -> None:
+        """Put the spare file back where there is room again."""
+        self._spare.fill()
+
+
+def work_digest(recipe: Recipe) -> str:
+    """sha256 of what a recipe makes, whenever it may run and whatever may be overwritten."""
+    return recipe_digest(msgspec.structs.replace(recipe, schedule=Schedule(), force=False, replace=False))
+
+
+def _check_version(database: sqlite3.Connection, path: Path) -> None:
+    if (version := version_of(database)) > len(MIGRATIONS):
+        raise JournalError(
+            f"{path}: written by a newer version (schema {version}, known {len(MIGRATIONS)})",
+            remedy="Upgrade abliterated, or give this daemon another paths.state",
+        )
 
 
 def _unopened(path: Path, error: sqlite3.Error) -> JournalError:

@@ -5,16 +5,24 @@ Does not know processes; `jobs/runner.py` tells it what happened.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
-from abliterate.contract.errors import AbliteratedError, EngineUnavailable
+from abliterate.contract.errors import AbliteratedError, EngineUnavailable, FailureClass
 from abliterate.contract.messages import Failure, Result
 from abliterate.contract.states import Reason, State
 
 FIRST_BACKOFF = 30.0
 LONGEST_BACKOFF = 3600.0
 CRASHES_ALLOWED = 2
-TRANSIENT = frozenset({"disk", "oom-gpu", "oom-host", "timeout", "ollama"})
+# What waiting may mend: the reason it waits with, and the first wait in seconds. The others end the job.
+TRANSIENT: dict[FailureClass, tuple[Reason, float]] = {
+    "disk": ("disk", 60.0),
+    "oom-gpu": ("vram", 60.0),
+    "oom-host": ("memory", 120.0),
+    "timeout": ("backoff", FIRST_BACKOFF),
+    "ollama": ("ollama-down", FIRST_BACKOFF),
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Ended:
     word: Result | Failure | None
     stopping: bool = False
     cancelled: bool = False
+    hung: str = ""
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,10 +48,14 @@ class Move:
     retry_in: float = 0.0
     attempts: int = 0
     crashes: int = 0
+    stage: str = ""
+    result: Result | None = None
 
 
-def after_worker(ended: Ended, *, registers: bool, attempts: int, crashes: int, retries: int) -> Move:
-    """The move after a worker's end. `attempts` and `crashes` count the earlier ones."""
+def after_worker(
+    ended: Ended, *, registers: bool, attempts: int, crashes: int, retries: int, crashed_at: str = ""
+) -> Move:
+    """The move after a worker's end. `attempts` and `crashes` count the earlier ones, the latter at `crashed_at`."""
     if ended.cancelled:
         return Move("cancelled", attempts=attempts, crashes=crashes)
     if ended.status == 0 and isinstance(ended.word, Result):
@@ -50,16 +64,26 @@ def after_worker(ended: Ended, *, registers: bool, attempts: int, crashes: int, 
         return Move("queued", "interrupted", "interrupted; goes on where it was", attempts=attempts, crashes=crashes)
     if isinstance(ended.word, Failure) and ended.status >= 0:
         return after_failure(ended.word, attempts=attempts, crashes=crashes, retries=retries)
-    crashes += 1
+    if ended.hung:
+        failure = Failure(failure="timeout", message=ended.hung, remedy="See its log; `abliterate retry` tries again")
+        return after_failure(failure, attempts=attempts, crashes=crashes, retries=retries)
+    # Twice at the same stage is a loop; elsewhere it got further.
+    crashes = crashes + 1 if ended.stage == crashed_at else 1
     cause = f"killed by signal {-ended.status}" if ended.status < 0 else f"ended with {ended.status} and no result"
     failure = Failure(
         failure="signal", message=f"the worker was {cause}", remedy="See its log; `abliterate retry` tries again"
     )
     if crashes >= CRASHES_ALLOWED:
         return Move(
-            "held", "crash-loop", f"{failure.message}, {crashes} times", failure, attempts=attempts + 1, crashes=crashes
+            "held",
+            "crash-loop",
+            f"{failure.message}, {crashes} times",
+            failure,
+            attempts=attempts + 1,
+            crashes=crashes,
+            stage=ended.stage,
         )
-    return Move("queued", "interrupted", failure.message, failure, FIRST_BACKOFF, attempts + 1, crashes)
+    return Move("queued", "interrupted", failure.message, failure, FIRST_BACKOFF, attempts + 1, crashes, ended.stage)
 
 
 def after_failure(failure: Failure, *, attempts: int, crashes: int, retries: int) -> Move:
@@ -76,8 +100,14 @@ def after_failure(failure: Failure, *, attempts: int, crashes: int, retries: int
             attempts=attempts,
             crashes=crashes,
         )
-    reason: Reason = "disk" if failure.failure == "disk" else "vram" if failure.failure == "oom-gpu" else "backoff"
-    return Move("queued", reason, failure.message, failure, backoff(attempts), attempts, crashes)
+    reason, first = TRANSIENT[failure.failure]
+    return Move("queued", reason, failure.message, failure, backoff(attempts, first), attempts, crashes)
+
+
+def jittered(seconds: float, job_id: str, attempt: int) -> float:
+    """`seconds`, up to a fifth more: jobs that failed together do not come back together."""
+    share = hashlib.sha256(f"{job_id} {attempt}".encode()).digest()[0] / 255
+    return seconds * (1 + share / 5)
 
 
 def backoff(attempt: int, first: float = FIRST_BACKOFF, longest: float = LONGEST_BACKOFF) -> float:

@@ -23,6 +23,7 @@ import psutil
 
 from abliterate.contract.errors import AbliteratedError, Cancelled
 from abliterate.contract.messages import Failure, Progress, Result, Task, WorkerEvent
+from abliterated.failpoints import failpoint
 from abliterated.jobs.gpu import device_lock
 
 CANCEL_SECONDS = 20.0
@@ -87,6 +88,12 @@ def be_polite() -> None:
         Path("/proc/self/oom_score_adj").write_text("800")
 
 
+def learn(descriptor: int) -> None:
+    """Take the secrets of the fetching stage into this process's own memory; /proc shows what it was started with."""
+    with os.fdopen(descriptor, "rb") as pipe:
+        os.environ.update(msgspec.json.decode(pipe.read() or b"{}", type=dict[str, str]))
+
+
 def run_task(task: Task, channel: Channel, stop: Stop) -> int:
     """Fetch what is not here, run the pipeline under the lock; returns the exit status, after the last word."""
     try:
@@ -119,7 +126,9 @@ def run_task(task: Task, channel: Channel, stop: Stop) -> int:
         message = f"{type(error).__name__}: {error}"
         channel.send(Failure(failure="bug", message=message, remedy="Report it with the job's log (`abliterate logs`)"))
         return 1
+    failpoint("worker.product-made")
     channel.send(msgspec.structs.replace(result, seconds=fetching | result.seconds))
+    failpoint("worker.result-sent")
     return 0
 
 
@@ -144,6 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--task", type=Path, required=True)
     parser.add_argument("--progress-fd", type=int, required=True)
     parser.add_argument("--parent-fd", type=int)
+    parser.add_argument("--secrets-fd", type=int)
     options = parser.parse_args(argv)
     stop = Stop()
     signal.signal(signal.SIGTERM, lambda *_: stop.ask())
@@ -152,6 +162,8 @@ def main(argv: list[str] | None = None) -> int:
     os.set_inheritable(options.progress_fd, False)
     die_with_parent(options.parent_fd, stop)
     be_polite()
+    if options.secrets_fd is not None:
+        learn(options.secrets_fd)
     task = msgspec.json.decode(options.task.read_bytes(), type=Task)
     print(f"job {task.job}: {task.base}, pid {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)  # noqa: T201
     return run_task(task, Channel(options.progress_fd), stop)

@@ -23,6 +23,7 @@ import aiohttp
 
 from abliterate import __version__
 from abliterate.contract.errors import DiskError, EngineRefused, EngineUnavailable, ModelError, NotFound
+from abliterated.ollama.place import on_this_machine
 from abliterated.ollama.version import Version, read_version
 
 Report = Callable[[str, int, int], None]  # what is done, bytes done, bytes in all (0: unknown)
@@ -35,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 class EngineDiskFull(EngineUnavailable):
     """The engine's own disk is full; with room on it the same request succeeds."""
+
+
+class EngineFailed(EngineUnavailable):
+    """The engine is there and this request failed inside it (500): waiting may mend that, or never."""
 
 
 def hash_file(path: Path, report: Report | None = None) -> str:
@@ -54,11 +59,12 @@ def hash_file(path: Path, report: Report | None = None) -> str:
 
 
 class OllamaClient:
-    """One engine at one address. An async context manager."""
+    """One engine at one address. An async context manager. `local`: its files are this machine's."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, local: bool | None = None) -> None:
         address = url if "://" in url else f"http://{url}"
         self.url = address.replace("//0.0.0.0", "//127.0.0.1").rstrip("/")
+        self.local = on_this_machine(self.url) if local is None else local
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -172,6 +178,10 @@ class OllamaClient:
     async def copy(self, source: str, destination: str) -> None:
         """A second name for a model. Raises NotFound."""
         await self._json("POST", "/api/copy", {"source": source, "destination": destination})
+
+    async def load(self, name: str, keep_alive: str | int) -> None:
+        """Load a model, to be kept that long. Raises NotFound."""
+        await self._json("POST", "/api/generate", {"model": name, "keep_alive": keep_alive}, patience=PATIENT)
 
     async def unload(self, name: str, seconds: float = 60) -> bool:
         """Unload a model and wait until it is gone from the list of loaded ones; False where it stays (it is busy)."""
@@ -352,6 +362,8 @@ def _refusal(message: str, status: int) -> EngineRefused | EngineUnavailable | N
         return NotFound(message, remedy="See `ollama list` for what is there")
     if status == 403:
         return EngineRefused(message or "forbidden", remedy="Ollama refuses this address's host name: use 127.0.0.1")
-    if status in (408, 429, 499) or status >= 500:
+    if status == 500:
+        return EngineFailed(message, remedy="Try again; Ollama's log says more (journalctl -u ollama)")
+    if status in (408, 429, 499) or status > 500:
         return EngineUnavailable(message, remedy="Try again; Ollama's log says more")
     return EngineRefused(message, remedy="Ollama's log says more (journalctl -u ollama)")

@@ -38,6 +38,14 @@ def read_keys(path: Path, wanted: Collection[str]) -> dict[str, Value]:
         raise ModelError(f"{path}: can't be read ({error})", remedy="Check the file and its permissions") from error
 
 
+def known_keys(path: Path, wanted: Collection[str]) -> dict[str, Value]:
+    """The same; nothing where the file can't be read here. Blocking."""
+    try:
+        return read_keys(path, wanted)
+    except ModelError:
+        return {}
+
+
 class _NotGguf(Exception):
     """The first bytes are another format's."""
 

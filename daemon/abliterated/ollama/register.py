@@ -20,7 +20,7 @@ from abliterate.contract.errors import ConflictError, EngineRefused, EngineUnava
 from abliterate.contract.names import parse_name
 from abliterated.ollama import request, store
 from abliterated.ollama.client import OllamaClient, Report, hash_file
-from abliterated.ollama.header import CONTENT, TEMPLATE, read_keys
+from abliterated.ollama.header import CONTENT, TEMPLATE, known_keys, read_keys
 from abliterated.ollama.locate import Base
 from abliterated.ollama.modelfile import Modelfile, from_show
 from abliterated.ollama.request import Digests, blob_digest
@@ -84,37 +84,89 @@ async def register(
     `digest`: the file's, where it is known already. `modelfile`: instead of the base's (`template_from`).
     Raises ConflictError, ModelError, EngineRefused; EngineUnavailable and DiskError where a later try may succeed.
     """
-    name = parse_name(target).short()
-    version = await client.version()
-    if version.too_old:
-        raise EngineRefused(
-            f"Ollama {version.text} at {client.url} is too old to register with", remedy="Update it to 0.5 or newer"
-        )
-    keys = await asyncio.to_thread(read_keys, product, (CONTENT, TEMPLATE))
-    carried, notes = request.carried(modelfile or (base.modelfile if base else Modelfile()))
-    plan = _Plan(name, product, carried, base, str(keys.get(CONTENT, "")), version, digest, version.notes() + notes)
-    plan.notes.extend(_template_notes(plan, str(keys.get(TEMPLATE, ""))))
-
-    before = await _show(client, name)
+    plan = await _plan(client, product, target, base, digest, modelfile)
+    name = plan.target
+    before = await find_show(client, name)
     if before is not None:
-        theirs = await asyncio.to_thread(_content, before)
+        theirs = await asyncio.to_thread(shown_content, before)
         if not theirs and not replace and not await _same_file(plan, before):
-            raise ConflictError(
-                f"{name}: a model of that name is there already, and we did not make it",
-                remedy="Choose another `name`, or set `replace = true`",
-            )
+            raise name_taken(name)
         if theirs and theirs == plan.content and await asyncio.to_thread(_as_wanted, plan, before):
             logger.info("registered already", extra={"action": "register.existing", "model": name})
             return await _finished(plan, before, existing=True, linked=False)
 
     linked, plan = await _bring_blobs(client, plan, report)
     await client.create(request.create_request(name, plan.modelfile, plan.digests()), report)
-    after = await _show(client, name)
+    after = await find_show(client, name)
     if after is None:
         raise EngineUnavailable(
             f"{name}: the engine said success, but has no such model", remedy="It is safe to run again"
         )
     return await _finished(plan, after, existing=False, linked=linked)
+
+
+async def registered(
+    client: OllamaClient,
+    product: Path,
+    target: str,
+    base: Base | None = None,
+    *,
+    digest: str = "",
+    modelfile: Modelfile | None = None,
+) -> Registration | None:
+    """The registration where the very same model is there already; None where `register` would have work to do."""
+    plan = await _plan(client, product, target, base, digest, modelfile)
+    there = await find_show(client, plan.target)
+    if there is None or not plan.content or await asyncio.to_thread(shown_content, there) != plan.content:
+        return None
+    if not await asyncio.to_thread(_as_wanted, plan, there):
+        return None
+    return await _finished(plan, there, existing=True, linked=False)
+
+
+def name_taken(name: str) -> ConflictError:
+    """A model of that name is there, and not of our making."""
+    return ConflictError(
+        f"{name}: a model of that name is there already, and we did not make it",
+        remedy="Choose another `name`, or set `replace = true`",
+    )
+
+
+async def check_version(client: OllamaClient) -> Version:
+    """Which engine answers. Raises EngineRefused for one too old to register with."""
+    version = await client.version()
+    if version.too_old:
+        raise EngineRefused(
+            f"Ollama {version.text} at {client.url} is too old to register with", remedy="Update it to 0.5 or newer"
+        )
+    return version
+
+
+async def _plan(
+    client: OllamaClient, product: Path, target: str, base: Base | None, digest: str, modelfile: Modelfile | None
+) -> _Plan:
+    name = parse_name(target).short()
+    version = await check_version(client)
+    keys = await asyncio.to_thread(read_keys, product, (CONTENT, TEMPLATE))
+    carried, notes = request.carried(modelfile or (base.modelfile if base else Modelfile()))
+    jinja = str(keys.get(TEMPLATE, ""))
+    alone = base is None and modelfile is None and version.generation is Generation.LEGACY
+    if alone and jinja and (template := await asyncio.to_thread(go_template, jinja)):
+        carried = changed(carried, template=template)
+        notes.append(
+            f"Ollama {version.text} ignores the template inside the GGUF: it got a Go template that says the same"
+        )
+    plan = _Plan(name, product, carried, base, str(keys.get(CONTENT, "")), version, digest, version.notes() + notes)
+    plan.notes.extend(_template_notes(plan, jinja))
+    return plan
+
+
+def go_template(jinja: str) -> str:
+    """A Go template that says what this Jinja says, "" where none is known. Blocking."""
+    from abliterated.ollama import templates
+
+    known = getattr(templates, "go_template_for", None)
+    return (known(jinja) or "") if known else ""
 
 
 async def _bring_blobs(client: OllamaClient, plan: _Plan, report: Report | None) -> tuple[bool, _Plan]:
@@ -134,6 +186,8 @@ async def _bring_blobs(client: OllamaClient, plan: _Plan, report: Report | None)
         if there != await asyncio.to_thread(_size, plan.product):  # missing, or cut off: the engine can't tell
             linked = await asyncio.to_thread(store.link, plan.product, digest, folder)
             present = await client.has_blob(digest)
+            if linked and not present:  # another engine's store lies at the same path here
+                await asyncio.to_thread(store.unlink, digest, folder)
     if not present:
         linked = False
         await client.push_blob(plan.product, digest, report)
@@ -157,10 +211,12 @@ async def _bring_companion(client: OllamaClient, path: str) -> None:
 
 async def _store(client: OllamaClient, base: Base | None) -> Path | None:
     """The engine's own blob folder, where it is here and writable."""
+    if not client.local:
+        return None
     if base is not None:
         return await asyncio.to_thread(store.blobs_folder, base.blob_path)
     for row in (await client.tags())[:8]:  # any local model shows where the store is
-        show = await _show(client, str(row.get("name", "")))
+        show = await find_show(client, str(row.get("name", "")))
         models = from_show(show).models if show else ()
         if models and blob_digest(models[0]):
             return await asyncio.to_thread(store.blobs_folder, Path(models[0]))
@@ -171,7 +227,7 @@ async def _finished(plan: _Plan, show: Mapping[str, Any], *, existing: bool, lin
     """Prove that what the engine shows is the product; the rest becomes notes. Raises EngineRefused otherwise."""
     found = from_show(show)
     layer = blob_digest(found.models[0]) if found.models else ""
-    content = await asyncio.to_thread(_content, show)
+    content = await asyncio.to_thread(shown_content, show)
     notes = list(plan.notes)
     if content != plan.content:
         if content or (layer and plan.digest and layer != plan.digest):
@@ -234,14 +290,15 @@ def _template_notes(plan: _Plan, jinja: str) -> list[str]:
     return []
 
 
-async def _show(client: OllamaClient, name: str) -> dict[str, Any] | None:
+async def find_show(client: OllamaClient, name: str) -> dict[str, Any] | None:
+    """All about one model; None where there is none."""
     try:
         return await client.show(name)
     except NotFound:
         return None
 
 
-def _content(show: Mapping[str, Any]) -> str:
+def shown_content(show: Mapping[str, Any]) -> str:
     """Our key as the engine shows it; where it doesn't, as the file says, if the file is here."""
     shown = request.content_of(show)
     if shown:
@@ -249,10 +306,7 @@ def _content(show: Mapping[str, Any]) -> str:
     models = from_show(show).models
     if not models or not blob_digest(models[0]):
         return ""
-    try:
-        return str(read_keys(Path(models[0]), (CONTENT,)).get(CONTENT, ""))
-    except ModelError:
-        return ""
+    return str(known_keys(Path(models[0]), (CONTENT,)).get(CONTENT, ""))
 
 
 def _size(path: Path) -> int:

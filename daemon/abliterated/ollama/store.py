@@ -57,6 +57,12 @@ def link(product: Path, digest: str, folder: Path) -> bool:
     return True
 
 
+def unlink(digest: str, folder: Path) -> None:
+    """Take back a link that turned out to be in the wrong place."""
+    with contextlib.suppress(OSError):
+        blob_path(folder, digest).unlink()
+
+
 def _reflink(product: Path, target: Path) -> bool:
     try:
         import fcntl

@@ -18,17 +18,17 @@ from abliterated.pipeline.writers import Census, Kind, Shapes, Writer
 _ATTENTION: Final = re.compile(
     r"(self_attn|attn|attention|self_attention|linear_attn|mixer|mamba|conv|short_conv|temporal_block)"
     r"\.(o_proj|out_proj|dense|c_proj|wo|linear_out)"
-    r"|(self_attn|attn|attention)\.attention\.out_proj"
+    r"|(self_attn|attn|attention)\.attention\.out_proj|self_attn\.\d+\.o_proj|self_attention\.experts(\.output_linear)?"
 )
 _MLP: Final = re.compile(
     r"(.+\.)?(mlp|mlp_block|feed_forward|ffn|block_sparse_moe|moe|mixer|shared_mlp|shared_expert|shared_experts|shared_moe)"
     r"(\.(experts|shared_expert|shared_experts|shared_mlp))?(\.\d+)?"
     r"\.(down_proj|w2|fc2|c_proj|dense_4h_to_h|fc_out|output_linear|output_proj)"
-    r"|(fc2|per_layer_projection|shared_mlp\.output_linear|experts\.down_proj|moe\.(experts\.)?down_proj)"
+    r"|mlp|mlps\.\d+\.down_proj|(fc2|per_layer_projection|shared_mlp\.output_linear|experts\.down_proj|moe\.(experts\.)?down_proj)"
 )
 _READERS: Final = re.compile(
-    r"(.*\.)?(q|k|v|g|qkv|query_key_value|Wqkv|c_attn|gate|up|gate_up|in|x|dt|z|b|a|qkvz|ba|q_a|q_b|kv_a|kv_b|kv_a_proj_with_mqa|query|key|value"
-    r"|in_proj_(qkv|qkvz|ba|z|b|a)|fc1|c_fc|w1|w3|fc_in|dense_h_to_4h|input_linear|router|router\.layer|router\.proj|shared_expert_gate"
+    r"(.*\.)?(q|k|v|g|kv|qkv|query_key_value|Wqkv|c_attn|gate|up|gate_up|in|x|dt|z|b|a|qkvz|ba|q_a|q_b|kv_a|kv_b|kv_a_proj_with_mqa|query|key|value"
+    r"|in_proj_(qkv|qkvz|ba|z|b|a)|fc1|c_fc|w1|w3|fc_in|dense_h_to_4h|input_linear|router|router\.(layer|proj|classifier)|shared_expert_gate"
     r"|per_layer_input_gate|output_gate|linear_[xy]|conv1d|conv|conv_1d|gate\.wg|wg|wqkv|indexer\..+)(_proj)?"
 )
 # Gains and biases that stand in a block itself: the norms before its parts, and those `_gains` knows behind them.
@@ -52,8 +52,9 @@ _EMBEDDINGS: Final = re.compile(r"(.*\.)?(embed_tokens|wte|wpe|word_embeddings|e
 _REFUSED: Final = {
     "gemma3n": "its residual stream is several streams",
     "gemma3n_text": "its residual stream is several streams",
-    "minimax": "its norms act on the stream itself",
-    "rwkv": "a gate acts behind its channel mixing",
+    # x ← γ ⊙ x/‖x‖ mixes the direction in anew from all the others: v·(γ ⊙ x) ≠ 0 though v·x = 0.
+    "minimax": "its norms act on the stream itself, so no edit of its writers keeps the direction out",
+    "rwkv": "a gate acts behind its channel mixing, so no edit of its writers keeps the direction out",
 }
 _ENCODERS: Final = re.compile(r".*bert.*|.*t5.*|bart|clip|whisper|electra")
 _CONV1D: Final = ("gpt2",)  # matrices stored (in, out)
@@ -85,11 +86,15 @@ def checkpoint_census(
     family = str(inner.get("model_type", outer))
     if reason := _REFUSED.get(family) or ("it is no causal decoder" if _ENCODERS.fullmatch(family) else ""):
         raise ModelError(f"{family} can't be edited: {reason}", remedy="Choose another model")
+    if family.startswith("longcat") and inner.get("zero_expert_num", 0) and not allow_partial:
+        raise ModelError(
+            f"{family} can't be edited whole: its {inner['zero_expert_num']} identity experts give a norm's output to the "
+            "residual stream, and no weight of theirs could be edited",
+            remedy="Set export.allow_partial = true to edit everything else",
+        )
     width = _number(inner, "hidden_size", "n_embd", "d_model")
     blocks = [int(block["layer"]) for name in shapes if not _BESIDE.search(name) and (block := _BLOCK.fullmatch(name))]
-    layers = _number(
-        inner, "num_hidden_layers", "n_layer", "num_layers", "n_layers", default=max(blocks, default=-1) + 1
-    )
+    layers = _number(inner, *depth_keys(family), default=max(blocks, default=-1) + 1)
     writers: list[Writer] = []
     unknown: list[str] = []
     for name, shape in shapes.items():
@@ -114,6 +119,13 @@ def checkpoint_census(
             writers.append(Writer(name, role, min(layer, layers - 1), gains, centred, turned, bias))
     _complete(family, writers, unknown, shapes, layers, allow_partial)
     return Checkpoint(Census(tuple(writers), tuple(unknown)), width, layers, 1.0 if family in _FROM_ONE else 0.0)
+
+
+def depth_keys(family: str) -> tuple[str, ...]:
+    """The keys a configuration may say its number of layers under, the first that is there counts."""
+    keys = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    # LongCat counts the attentions there, two a layer.
+    return keys[2:] + keys[:2] if family.startswith("longcat") else keys
 
 
 def _role(

@@ -2,13 +2,14 @@
 
 `auto` tries every position × layer below 0.8 L: with the direction taken out of what is added to the residual stream,
 harmful prompts must lose their refusal score (bypass) while harmless answers stay (KL); added to a harmless prompt, it
-must bring refusal about (induce). Prefill only. Does not know files or weights.
+must bring refusal about (induce). Where one direction leaves too many refusals, further ones are added to it. Prefill
+only. Does not know files or weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -17,8 +18,8 @@ import torch
 
 from abliterate.contract.errors import ModelError
 from abliterate.contract.recipe import Direction, Recipe
-from abliterated.pipeline.activations import tail_logits
-from abliterated.pipeline.contributions import Ablation, Addition, Contributions, find_contributions
+from abliterated.pipeline.activations import read_streams
+from abliterated.pipeline.contributions import Addition
 from abliterated.pipeline.directions import (
     Float64,
     RefusalDirection,
@@ -28,41 +29,54 @@ from abliterated.pipeline.directions import (
     same_means,
     without_gaps,
 )
-from abliterated.pipeline.generation import greedy
 from abliterated.pipeline.loading import Loaded
-from abliterated.pipeline.measure import Behaviour, Measured, measure, observe, streams_at
-from abliterated.pipeline.passes import Changing, Pass, Rows, run_pass
-from abliterated.pipeline.prompts import PromptSets
+from abliterated.pipeline.measure import Behaviour, Measured, measure, observe
+from abliterated.pipeline.prompts import PromptSets, Split
 from abliterated.pipeline.rendering import Renderer
 from abliterated.pipeline.taps import decoder_layers
+from abliterated.pipeline.trials import Change, Trials
 from abliterated.pipeline.watch import Watch
 
 LAST_LAYER: Final = 0.8
 MOST_KL: Final = 0.1
-KL_TOKENS: Final = 8
 # A first round on few prompts, where there are more candidates than the second should see.
 SECOND_ROUND: Final = 24
 FIRST_ROUND_PROMPTS: Final = 8
+SECOND_ROUND_PROMPTS: Final = 32
+# What a search is tried on: enough to tell apart what a target of a few per cent asks for.
+HARMFUL: Final = 96
+HARMLESS: Final = 64
+# Where one direction does not suffice: so many at most, beginning at so many of the best places.
+MOST_RANK: Final = 4
+DEEPENED: Final = 6
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer and a position, and how well their direction does on the validation prompts."""
+    """A layer and a position, and how well their direction does on the validation prompts.
+
+    `refused`: the share of them that stays refused. `rank`: how many directions were taken out there.
+    """
 
     layer: float
     position: int
     bypass: float = math.nan
     kl: float = math.nan
     induce: float = math.nan
+    refused: float = math.nan
+    rank: int = 1
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The direction, and what it was chosen from."""
+    """The direction, what it was chosen from, and what a search goes on with."""
 
     direction: RefusalDirection
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...]
+    behaviour: Behaviour
+    measured: Measured
+    trials: Trials | None = None
 
 
 def find_direction(loaded: Loaded, renderer: Renderer, prompts: PromptSets, recipe: Recipe, watch: Watch) -> Choice:
@@ -85,17 +99,40 @@ def find_direction(loaded: Loaded, renderer: Renderer, prompts: PromptSets, reci
     origin = _origin(asked, prompts, behaviour, measured)
     if asked.method == "per-layer":
         rows = without_gaps(measured.directions[:, 0])
-        return Choice(direction(rows, origin=origin, per_layer=True), (), ())
+        return Choice(direction(rows, origin=origin, per_layer=True), (), (), behaviour, measured)
     candidates = _candidates(asked, measured)
     notes: tuple[str, ...] = ()
+    trials = None
     if len(candidates) > 1:
-        trial = _Trial.prepare(loaded, renderer, prompts, behaviour, measured, watch)
-        candidates, notes = trial.ranked(candidates, induce_first=invert and behaviour.refused_harmful == 0)
+        trials = prepared(loaded, renderer, prompts, behaviour, recipe, watch)
+        candidates, notes = _ranked(
+            trials, measured, candidates, induce_first=invert and behaviour.refused_harmful == 0
+        )
     best = candidates[0]
-    first = _vector(measured, best)
-    rows = _ranked_up(loaded, renderer, prompts, asked, first, best, watch)
+    rows = _vector(measured, best)[None, :]
+    if asked.rank > 1:
+        rows = _Streams(loaded, renderer, prompts, [best], asked.convention, watch).rows(rows[0], best, asked.rank)
+    elif trials and not invert and best.refused > recipe.search.refusal_target:
+        streams = _Streams(loaded, renderer, prompts, candidates[:DEEPENED], asked.convention, watch)
+        best, rows = _deepened(trials, measured, streams, candidates[:DEEPENED], recipe.search.refusal_target)
+        candidates = [best, *candidates]
+    if best.bypass > 0 and not invert:
+        notes = (*notes, "even without the best direction, more than half of the validation prompts stay refused")
     origin |= {name: _rounded(value) for name, value in asdict(best).items() if not _missing(value)}
-    return Choice(direction(rows, origin=origin), tuple(candidates), notes)
+    return Choice(direction(rows, origin=origin), tuple(candidates), notes, behaviour, measured, trials)
+
+
+def prepared(
+    loaded: Loaded, renderer: Renderer, prompts: PromptSets, behaviour: Behaviour, recipe: Recipe, watch: Watch
+) -> Trials:
+    """Trials on the validation prompts first, then on those that were measured."""
+    trials = Trials(loaded, renderer, behaviour, watch, gains=recipe.edit.post_norm)
+
+    def some(split: Split, count: int) -> tuple[str, ...]:
+        return (*split.validation, *split.training)[:count]
+
+    trials.ask(some(prompts.harmful, HARMFUL), some(prompts.harmless, HARMLESS))
+    return trials
 
 
 def _candidates(asked: Direction, measured: Measured) -> list[Candidate]:
@@ -148,148 +185,133 @@ def _vector(measured: Measured, candidate: Candidate) -> Float64:
     return between_layers(measured.directions[:, position], candidate.layer)
 
 
-def _ranked_up(
-    loaded: Loaded,
-    renderer: Renderer,
-    prompts: PromptSets,
-    asked: Direction,
-    first: Float64,
-    best: Candidate,
-    watch: Watch,
-) -> Float64:
-    """(rank, hidden): the chosen direction, and further ones where the recipe asks for more."""
-    if asked.rank == 1:
-        return first[None, :]
-    place = (round(best.layer), best.position, asked.convention)
-    harmful = streams_at(loaded, renderer, prompts.harmful.training, place, watch)
-    harmless = streams_at(loaded, renderer, prompts.harmless.training, place, watch)
-    return further_directions(first, harmful, harmless, asked.rank)
+def _whole(rows: Float64, layers: int) -> Change:
+    """Directions (rank, hidden) wholly removed from everything that writes."""
+    return Change(rows.astype(np.float32)[None], np.ones((layers, 2)))
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """What every candidate is tried on: validation prompts, and the model's own harmless answers to stay close to."""
+def _scored(
+    trials: Trials, candidates: Sequence[Candidate], changes: Sequence[Change], prompts: int, message: str
+) -> list[Candidate]:
+    found = trials.scored(changes, prompts, prompts, message)
+    return [
+        replace(
+            candidate,
+            bypass=float(scores.refusal.mean()),
+            kl=float(scores.kl.mean()),
+            refused=float((scores.refusal > 0).mean()),
+        )
+        for candidate, scores in zip(candidates, found, strict=True)
+    ]
 
-    loaded: Loaded
-    contributions: Contributions
-    behaviour: Behaviour
-    measured: Measured
-    watch: Watch
-    harmful: Rows
-    harmless: Rows
-    answered: Rows  # harmless prompts with the answer's beginning behind them
-    lengths: tuple[int, ...]  # of those beginnings
-    base: torch.Tensor  # log probabilities (prompts, KL_TOKENS, vocabulary) of the model as it is
 
-    @classmethod
-    def prepare(
-        cls,
+def _ranked(
+    trials: Trials, measured: Measured, candidates: list[Candidate], *, induce_first: bool
+) -> tuple[list[Candidate], tuple[str, ...]]:
+    """The candidates, best first, those of the second round alone scored on everything."""
+
+    def tried(some: Sequence[Candidate], prompts: int, message: str) -> list[Candidate]:
+        changes = [_whole(_vector(measured, one)[None], trials.layers) for one in some]
+        return _scored(trials, some, changes, prompts, message)
+
+    rest: list[Candidate] = []
+    if len(candidates) > SECOND_ROUND:
+        first = tried(candidates, FIRST_ROUND_PROMPTS, "trying candidates")
+        first.sort(key=lambda one: (one.kl > MOST_KL, one.bypass))
+        candidates, rest = first[:SECOND_ROUND], first[SECOND_ROUND:]
+    scored = _induced(trials, measured, tried(candidates, SECOND_ROUND_PROMPTS, "scoring candidates"))
+    if induce_first:
+        scored.sort(key=lambda one: -one.induce)
+    else:
+        scored.sort(key=lambda one: (one.kl > MOST_KL, one.induce <= 0, one.bypass))
+    notes: tuple[str, ...] = ()
+    if scored[0].kl > MOST_KL:
+        notes = (f"no direction keeps harmless answers within KL {MOST_KL}; the least harmful one was taken",)
+        scored.sort(key=lambda one: one.kl if one.bypass < 0 else one.kl + 1e6)
+    return [*scored, *rest], notes
+
+
+def _induced(trials: Trials, measured: Measured, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """How much refusal each direction brings about where it is added to harmless prompts."""
+    if trials.behaviour.openings.late:  # the first token of an answer would not show it
+        return list(candidates)
+    layers, device = decoder_layers(trials.loaded.model), trials.loaded.device
+    # What enters layer i left layer i − 1; there is nothing to hook before the first.
+    back = 1 if measured.convention == "input" else 0
+    behind = [max(0, round(one.layer) - back) for one in candidates]
+    shifts = []
+    for one in candidates:
+        layer, position, vector = round(one.layer), measured.positions.index(one.position), _vector(measured, one)
+        # As long as the classes lie apart along it.
+        apart = measured.harmful.mean[layer, position] - measured.harmless.mean[layer, position]
+        shifts.append(vector * float(apart @ vector))
+    vectors = torch.tensor(np.stack(shifts), dtype=torch.float32, device=device)
+
+    def adding(numbers: list[int]) -> Addition:
+        return Addition(layers, vectors[numbers], torch.tensor([behind[number] for number in numbers], device=device))
+
+    rows = trials.harmless[:SECOND_ROUND_PROMPTS]
+    scores = np.zeros((len(candidates), len(rows)))
+    for pairs, logits in trials.tried(len(candidates), rows, 1, adding, (0, scores.size, "inducing refusal")):
+        found = trials.behaviour.scores(torch.log_softmax(logits[:, 0], dim=-1)).cpu()
+        scores[tuple(zip(*pairs, strict=True))] = found
+    return [replace(one, induce=float(scores[number].mean())) for number, one in enumerate(candidates)]
+
+
+class _Streams:
+    """Every training prompt's stream at some candidates' places, read in one pass a class."""
+
+    def __init__(
+        self,
         loaded: Loaded,
         renderer: Renderer,
         prompts: PromptSets,
-        behaviour: Behaviour,
-        measured: Measured,
+        candidates: Sequence[Candidate],
+        convention: str,
         watch: Watch,
-    ) -> _Trial:
-        harmful = renderer.all_tokens(prompts.harmful.validation)
-        harmless = renderer.all_tokens(prompts.harmless.validation)
-        begun = greedy(loaded, harmless, KL_TOKENS, watch, "answering validation prompts")
-        # Teacher forcing: the position before each token of the answer predicts it.
-        answered = [row + answer[:-1] for row, answer in zip(harmless, begun, strict=True)]
-        lengths = tuple(max(1, len(answer)) for answer in begun)
-        base = torch.log_softmax(tail_logits(loaded, answered, KL_TOKENS, watch), dim=-1)
-        contributions = find_contributions(loaded, max(harmful, key=len), watch)
-        return cls(loaded, contributions, behaviour, measured, watch, harmful, harmless, answered, lengths, base)
+    ) -> None:
+        self._places = list(dict.fromkeys((round(one.layer), one.position) for one in candidates))
+        positions = tuple(sorted({position for _, position in self._places}, reverse=True))
+        depth = 1 + max(layer for layer, _ in self._places)
+        at = [(layer, positions.index(position)) for layer, position in self._places]
+        self._classes = []
+        for split in (prompts.harmful, prompts.harmless):
+            rows = renderer.all_tokens(split.training)
+            found = np.empty((len(at), len(rows), loaded.source.hidden_size))
+            message = "reading the spread"
+            for reading in read_streams(loaded, rows, positions, convention, watch, message, depth=depth):
+                for number, (layer, position) in enumerate(at):
+                    found[number, reading.rows] = reading.streams[:, layer, position].double().cpu().numpy()
+            self._classes.append(found)
 
-    def ranked(self, candidates: list[Candidate], *, induce_first: bool) -> tuple[list[Candidate], tuple[str, ...]]:
-        """The candidates, best first, those of the second round alone scored on everything."""
-        rest: list[Candidate] = []
-        if len(candidates) > SECOND_ROUND:
-            tried = self.scored(candidates, FIRST_ROUND_PROMPTS, "trying candidates")
-            tried.sort(key=lambda one: (one.kl > MOST_KL, one.bypass))
-            candidates, rest = tried[:SECOND_ROUND], tried[SECOND_ROUND:]
-        scored = self.induced(self.scored(candidates, len(self.harmful), "scoring candidates"))
-        if induce_first:
-            scored.sort(key=lambda one: -one.induce)
-        else:
-            scored.sort(key=lambda one: (one.kl > MOST_KL, one.induce <= 0, one.bypass))
-        notes = []
-        if scored[0].kl > MOST_KL:
-            notes.append(f"no direction keeps harmless answers within KL {MOST_KL}; the least harmful one was taken")
-            scored.sort(key=lambda one: one.kl if one.bypass < 0 else one.kl + 1e6)
-        if scored[0].bypass > 0 and not induce_first:
-            notes.append("even without the best direction, more than half of the validation prompts stay refused")
-        return [*scored, *rest], tuple(notes)
+    def rows(self, first: Float64, candidate: Candidate, rank: int) -> Float64:
+        """(rank, hidden): `first`, and further directions read at the candidate's place."""
+        number = self._places.index((round(candidate.layer), candidate.position))
+        return further_directions(first, self._classes[0][number], self._classes[1][number], rank)
 
-    def scored(self, candidates: Sequence[Candidate], prompts: int, message: str) -> list[Candidate]:
-        """Bypass over so many harmful prompts, KL over as many harmless ones."""
-        harmful, answered = self.harmful[:prompts], self.answered[:prompts]
-        bypass = np.zeros((len(candidates), len(harmful)))
-        kl = np.zeros((len(candidates), len(answered)))
-        total = len(candidates) * (len(harmful) + len(answered))
-        for pairs, logits in self._ablated(candidates, harmful, 1, (0, total, message)):
-            scores = self.behaviour.scores(torch.log_softmax(logits[:, 0], dim=-1)).cpu()
-            bypass[tuple(zip(*pairs, strict=True))] = scores
-        for pairs, logits in self._ablated(candidates, answered, KL_TOKENS, (bypass.size, total, message)):
-            for (candidate, row), found in zip(pairs, torch.log_softmax(logits, dim=-1), strict=True):
-                wanted = self.base[row, -self.lengths[row] :]
-                parts = wanted.exp() * (wanted - found[-self.lengths[row] :])
-                kl[candidate, row] = float(parts.sum(-1).mean())
-        return [
-            replace(candidate, bypass=float(bypass[number].mean()), kl=float(kl[number].mean()))
-            for number, candidate in enumerate(candidates)
-        ]
 
-    def induced(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """How much refusal each direction brings about where it is added to harmless prompts."""
-        layers = decoder_layers(self.loaded.model)
-        if self.measured.convention == "input":
-            # What enters layer i left layer i − 1; nothing to hook before the first.
-            behind = [max(0, round(one.layer) - 1) for one in candidates]
-        else:
-            behind = [round(one.layer) for one in candidates]
-        vectors = torch.stack([self._shift(one) for one in candidates])
-        scores = np.zeros((len(candidates), len(self.harmless)))
-
-        def adding(numbers: list[int]) -> Addition:
-            where = torch.tensor([behind[number] for number in numbers], device=self.loaded.device)
-            return Addition(layers, vectors[numbers], where)
-
-        place = (0, scores.size, "inducing refusal")
-        for pairs, logits in self._tried(len(candidates), self.harmless, 1, adding, place):
-            found = self.behaviour.scores(torch.log_softmax(logits[:, 0], dim=-1)).cpu()
-            scores[tuple(zip(*pairs, strict=True))] = found
-        return [replace(one, induce=float(scores[number].mean())) for number, one in enumerate(candidates)]
-
-    def _shift(self, candidate: Candidate) -> torch.Tensor:
-        """The direction, as long as the classes lie apart along it."""
-        layer, position = round(candidate.layer), self.measured.positions.index(candidate.position)
-        vector = _vector(self.measured, candidate)
-        apart = self.measured.harmful.mean[layer, position] - self.measured.harmless.mean[layer, position]
-        return torch.tensor(vector * float(apart @ vector), dtype=torch.float32, device=self.loaded.device)
-
-    def _ablated(self, candidates: Sequence[Candidate], rows: Rows, tail: int, place: tuple[int, int, str]) -> Any:
-        """Batches of (candidate, row) pairs, each with its logits under that candidate's ablation."""
-        found = np.stack([_vector(self.measured, one) for one in candidates]).astype(np.float32)
-        vectors = torch.from_numpy(found).to(self.loaded.device)[:, None, :]
-        yield from self._tried(
-            len(candidates), rows, tail, lambda numbers: Ablation(self.contributions, vectors[numbers]), place
-        )
-
-    def _tried(
-        self, candidates: int, rows: Rows, tail: int, changing: Changing, place: tuple[int, int, str]
-    ) -> Iterator[tuple[list[tuple[int, int]], torch.Tensor]]:
-        """Every candidate with every row, all in one pass."""
-        pairs = [(number, row) for row in range(len(rows)) for number in range(candidates)]
-        asked = Pass(
-            [rows[row] for _, row in pairs],
-            tail=tail,
-            variants=tuple(number for number, _ in pairs),
-            changing=changing,
-        )
-        for part in run_pass(self.loaded, asked, self.watch, place[2], place[:2]):
-            assert part.logits is not None
-            yield [pairs[number] for number in part.rows], part.logits
+def _deepened(
+    trials: Trials, measured: Measured, streams: _Streams, candidates: Sequence[Candidate], target: float
+) -> tuple[Candidate, Float64]:
+    """The smallest subspace that brings refusals to the target, or the one that leaves the fewest."""
+    tried = [(candidates[0], _vector(measured, candidates[0])[None, :])]
+    for rank in range(2, MOST_RANK + 1):
+        places, spans = [], []
+        for one in candidates:
+            try:
+                spans.append(streams.rows(_vector(measured, one), one, rank))
+            except ModelError:
+                continue  # the prompts span no more there
+            places.append(replace(one, rank=rank))
+        if not spans:
+            break
+        changes = [_whole(rows, trials.layers) for rows in spans]
+        scored = _scored(trials, places, changes, SECOND_ROUND_PROMPTS, f"trying {rank} directions together")
+        tried += zip(scored, spans, strict=True)
+        reached = [pair for pair in tried if pair[0].refused <= target and pair[0].kl <= MOST_KL]
+        if reached:
+            return min(reached, key=lambda pair: (pair[0].kl, pair[0].bypass))
+    return min(tried, key=lambda pair: (pair[0].kl > MOST_KL, pair[0].refused, pair[0].kl))
 
 
 def _origin(asked: Direction, prompts: PromptSets, behaviour: Behaviour, measured: Measured) -> dict[str, Any]:

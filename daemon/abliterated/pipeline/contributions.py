@@ -23,7 +23,7 @@ from abliterated.pipeline.watch import Watch
 
 # How much of a layer's change may stay unexplained: rounding of the sums in the model's own precision.
 UNEXPLAINED: Final = {torch.float32: 1e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
-MOST_PARTS: Final = 3
+MOST_PARTS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,15 @@ def _gain(module: torch.nn.Module, loaded: Loaded) -> torch.Tensor | None:
         return None
     gain: torch.Tensor = weight
     if not isinstance(module, torch.nn.LayerNorm):
-        gain = module(torch.ones(1, 1, len(weight), dtype=weight.dtype, device=weight.device))
+        # One whose weights are elsewhere until it is called (accelerate) fetches them then.
+        device = loaded.device if weight.is_meta else weight.device
+        gain = module(torch.ones(1, 1, len(weight), dtype=weight.dtype, device=device))
+    elif weight.is_meta:
+        zero = torch.zeros(1, 1, len(weight), dtype=weight.dtype, device=loaded.device)
+        # A LayerNorm of ±1 gives ±gain + bias; of zeros, its bias.
+        signs = torch.ones_like(zero)
+        signs[..., 1::2] = -1
+        gain = (module(signs) - module(zero)) * signs
     return gain.detach().flatten().float()
 
 
@@ -201,7 +209,7 @@ def _observe(
 
         hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True))
         hooks.append(layer.register_forward_hook(after))
-        hooks.extend(child.register_forward_hook(part) for child in layer.children())
+        hooks.extend(child.register_forward_hook(part) for child in _parts(layer))
 
     for number, layer in enumerate(layers):
         watch(number, layer)
@@ -211,6 +219,14 @@ def _observe(
         for hook in hooks:
             hook.remove()
     return [(inputs[number], outputs[number], parts[number]) for number in range(len(layers))], gains
+
+
+def _parts(layer: torch.nn.Module) -> list[torch.nn.Module]:
+    """What a layer is made of; a list of modules is no part, what stands in it is."""
+    found: list[torch.nn.Module] = []
+    for child in layer.children():
+        found += list(child) if isinstance(child, torch.nn.ModuleList) else [child]
+    return found
 
 
 def _explain(

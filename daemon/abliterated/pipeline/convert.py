@@ -1,5 +1,6 @@
-"""From an edited folder of safetensors to a GGUF: the user's own llama.cpp converter does it, as a process of its own;
-then our provenance goes into the file's header, and the types the recipe asks for into its tensors.
+"""From an edited folder of safetensors to a GGUF: the user's own llama.cpp converter does it, as a process of its own,
+or, where the task names an Ollama's address in its place, that engine's importer, behind a program of ours; then our
+provenance goes into the file's header, and the types the recipe asks for into its tensors.
 
 Does not know the edit. The converter is started as `PROGRAM FOLDER --outfile FILE --outtype TYPE`.
 """
@@ -31,7 +32,9 @@ from abliterated.pipeline.watch import Watch
 
 LOOK: Final = 0.1  # seconds between two looks at the converter
 PATIENCE: Final = 5.0  # seconds it has to end when asked to
+IMPORTER: Final = "abliterated.ollama.importer"  # called as a converter is, with the engine's address before the folder
 OUTTYPES: Final = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+NEXT: Final = "Set [tools] converter in config.toml to llama.cpp's convert_hf_to_gguf.py"
 _SECRETS: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # Dies with us, however we die: asked of the kernel before it becomes the converter.
 _LINUX_START: Final = (
@@ -41,6 +44,8 @@ _LINUX_START: Final = (
 
 def check_converter(program: str) -> None:
     """RecipeError where the configured converter can't be started."""
+    if is_engine(program):
+        return
     path, remedy = Path(program), "Set [tools] converter to the path of llama.cpp's convert_hf_to_gguf.py"
     if not path.is_absolute():
         raise RecipeError(f"tools.converter: {program!r} is relative", remedy=remedy)
@@ -50,6 +55,11 @@ def check_converter(program: str) -> None:
         raise RecipeError(f"tools.converter: {program} is not executable", remedy="chmod +x it")
 
 
+def is_engine(program: str) -> bool:
+    """Whether an Ollama converts, and not a program of the user's."""
+    return program.startswith(("http://", "https://"))
+
+
 def convert(program: str, folder: Path, target: Path, watch: Watch) -> None:
     """Let the converter write `target`. ModelError with its last words where it fails; Cancelled; then no target."""
     shards = read_shards(folder)
@@ -57,9 +67,8 @@ def convert(program: str, folder: Path, target: Path, watch: Watch) -> None:
     need_space(target, weights)
     partial, log = target.with_name(f".{target.name}.partial"), target.with_name(f"{target.name}.log")
     partial.unlink(missing_ok=True)
-    start = [sys.executable] if Path(program).suffix == ".py" else []
     bound = [sys.executable, "-c", _LINUX_START] if sys.platform.startswith("linux") else []
-    argv = [*bound, *start, program, str(folder), "--outfile", str(partial), "--outtype", _outtype(folder)]
+    argv = [*bound, *_start(program), str(folder), "--outfile", str(partial), "--outtype", _outtype(folder)]
     environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
@@ -77,7 +86,7 @@ def convert(program: str, folder: Path, target: Path, watch: Watch) -> None:
         if process.returncode:
             raise _failed(program, process.returncode, log, partial)
         if not read_gguf(partial).tensors:
-            raise ModelError(f"{Path(program).name} wrote a GGUF without tensors", remedy="Try it by hand")
+            raise ModelError(f"{_called(program)} wrote a GGUF without tensors", remedy="Try it by hand")
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(target)
@@ -127,6 +136,16 @@ def stamp(
     return size
 
 
+def _start(program: str) -> list[str]:
+    if is_engine(program):
+        return [sys.executable, "-m", IMPORTER, program]
+    return [sys.executable, program] if Path(program).suffix == ".py" else [program]
+
+
+def _called(program: str) -> str:
+    return "Ollama's importer" if is_engine(program) else Path(program).name
+
+
 def _rows(stored: Source, tensor: Tensor) -> Iterator[NDArray[np.uint8]]:
     """A tensor some rows at a time."""
     size = max(1, CHUNK // tensor.row_size) * tensor.row_size
@@ -147,13 +166,13 @@ def _outtype(folder: Path) -> str:
 def _failed(program: str, status: int, log: Path, partial: Path) -> ModelError | DiskError:
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
-    name = Path(program).name
-    if "No space left on device" in last:
+    name = _called(program)
+    if "no space left on device" in last.lower():
         return DiskError(f"{name} found the disk of {partial.parent.name}/ full", remedy="Make room, and run it again")
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit {status}"
     return ModelError(
         f"{name} could not convert the folder ({how}){': ' + last if last else ''}",
-        remedy="Update llama.cpp, or convert the folder by hand",
+        remedy=NEXT if is_engine(program) else "Update llama.cpp, or convert the folder by hand",
     )
 
 

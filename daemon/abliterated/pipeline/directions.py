@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -28,12 +28,14 @@ class RefusalDirection:
     """Unit directions of the residual stream along which the model refuses.
 
     `vectors`: float32, (layers or 1, rank, hidden size); the rows of each layer are orthonormal. `per_layer`: whether
-    each layer has its own. `origin`: how they were found, as plain JSON values.
+    each layer has its own. `origin`: how they were found, as plain JSON values. `strengths`: how strongly a search
+    would have them removed, (attention, MLP) by layer; empty where the recipe says it.
     """
 
     vectors: Float32
     per_layer: bool = False
     origin: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    strengths: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         vectors = self.vectors
@@ -58,6 +60,10 @@ class RefusalDirection:
         """The directions removed at this layer: (rank, hidden)."""
         chosen: Float32 = self.vectors[layer if self.per_layer else 0]
         return chosen
+
+    def removed_by(self, strengths: tuple[tuple[float, float], ...]) -> RefusalDirection:
+        """The same directions, to be removed this strongly, (attention, MLP) by layer."""
+        return replace(self, strengths=strengths)
 
     def digest(self) -> str:
         """sha256 (hex) of the numbers, not of how they were found."""

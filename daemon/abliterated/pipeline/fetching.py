@@ -6,10 +6,27 @@ so a worker fetches before it takes one. Does not know how files travel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from abliterate.contract.messages import Task
+from abliterated.pipeline.prompts import data_sets
 from abliterated.pipeline.watch import Watch
+
+
+def _fetch_sets(references: Sequence[str], watch: Watch) -> None:
+    """Bring the data sets into the cache, where the prompts are read from."""
+    from abliterated.pipeline.datasets import fetch_dataset
+    from abliterated.pipeline.hub_access import Hub
+
+    hub = Hub.from_environment()
+    if hub.offline:  # fetched before, or never to be
+        return
+    with watch.stage("fetch"):
+        for number, reference in enumerate(references):
+            watch.step(number, len(references), "data sets", f"fetching {reference.removeprefix('hf:')}")
+            fetch_dataset(reference, hub=hub, cancelled=watch.cancelled)
 
 
 def needs_fetch(task: Task) -> bool:
@@ -22,6 +39,9 @@ def fetched(task: Task, watch: Watch) -> Task:
 
     Raises what `hub.fetch` does.
     """
+    sets = data_sets(task.recipe.prompts)
+    if sets:
+        _fetch_sets(sets, watch)
     if not needs_fetch(task):
         return task
     # The hub's client is read here and not above, so that other runs never import it.

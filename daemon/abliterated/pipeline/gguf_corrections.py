@@ -12,9 +12,23 @@ import torch
 from abliterated.pipeline.gguf_file import GgufFile
 from abliterated.pipeline.split_gguf import SplitSource, read_model
 
+# Widths transformers leaves at its own default.
+EXPERT_WIDTHS: Final = {
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
 ROPE_FACTORS: Final = "rope_freqs.weight"
 # Gemmas whose attention is scaled by the width of a head as it would be, not as it is: told by their depth.
 GEMMA_27B: Final = {"gemma2": 46, "gemma3": 62}
+
+
+def correct_config(structure: GgufFile, config: Any) -> Any:
+    """Put right what the reader passed over in the configuration, before a model is made by it."""
+    for key, name in EXPERT_WIDTHS.items():
+        width = structure.values.get(f"{structure.architecture}.{key}")
+        if isinstance(width, int) and width > 0 and hasattr(config, name):
+            setattr(config, name, width)
+    return config
 
 
 def correct(structure: GgufFile, model: Any) -> None:

@@ -1,15 +1,18 @@
 """The model in memory, for measuring: weights and tokenizer through transformers, from GGUF or safetensors.
 
-Never runs code that came with a model, never unpickles. A model that fits into memory is loaded whole, on one device;
-a larger one is streamed layer by layer (`streamed.py`), which needs one device with room for one layer, so nothing is
-ever spread over several. Does not know prompts, layers or directions.
+Never runs code that came with a model, never unpickles. A model that fits into memory is loaded whole, on one device
+or spread over several; a larger one is streamed layer by layer (`streamed.py`), which needs one device with room for
+one layer; one that can't be streamed is loaded with a part of it left on disk. `room` decides, accelerate spreads.
+Does not know prompts, layers or directions.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import gc
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +23,9 @@ import torch
 
 from abliterate.contract.errors import AbliteratedError, ModelError, OutOfMemory
 from abliterate.contract.recipe import Run
-from abliterated.pipeline.gguf_corrections import correct
+from abliterated.pipeline.gguf_corrections import correct, correct_config
 from abliterated.pipeline.gguf_file import read_gguf
-from abliterated.pipeline.room import How, free_memory, how_to_load
+from abliterated.pipeline.room import How, Placement, free_memory, place, place_offloaded
 from abliterated.pipeline.skeleton import build
 from abliterated.pipeline.source import Source
 from abliterated.pipeline.split_gguf import merge, outline, read_model
@@ -67,16 +70,24 @@ class Loaded:
 
 
 def choose_device(asked: str) -> torch.device:
-    """The device to measure on. ModelError where the recipe asks for one that is not there."""
+    """The device to measure on: of several the emptiest. ModelError where the recipe asks for one that is not there."""
+    return max(devices(asked), key=free_memory)
+
+
+def devices(asked: str) -> list[torch.device]:
+    """Every device the recipe allows. ModelError where the one it asks for is not there."""
     if asked == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind = asked.partition(":")[0]
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind, True)
+            return devices("cuda")
+        return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+    kind, _, number = asked.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" and torch.cuda.is_available() else 0
+    there = {"cuda": int(number or 0) < count, "mps": torch.backends.mps.is_available()}.get(kind, True)
     if not there:
         raise ModelError(f"there is no {asked} device here", remedy='Set run.device = "auto"')
-    return torch.device(asked)
+    if kind == "cuda" and not number:
+        return [torch.device("cuda", one) for one in range(count)]
+    return [torch.device(asked)]
 
 
 def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
@@ -86,31 +97,44 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def load(source: Source, run: Run, watch: Watch, how: How | None = None) -> Loaded:
+def load(source: Source, run: Run, watch: Watch, how: How | Placement | None = None) -> Loaded:
     """Load tokenizer and weights, or make ready to stream them (`how`; None: as the free memory has it).
 
     ModelError where transformers can't; OutOfMemory where they don't fit.
     """
     tokenizer = load_tokenizer(source)
-    device = choose_device(run.device)
-    each = choose_dtype(run.dtype, device).itemsize
+    allowed = devices(run.device)
+    free = [free_memory(device) for device in allowed]
+    host = 0 if allowed[0].type in ("cpu", "mps") else free_memory(torch.device("cpu"))
+    weights = _parameters(source) * choose_dtype(run.dtype, allowed[0]).itemsize
     # A split GGUF is read layer by layer as it lies; to be loaded whole it would have to be merged first.
     split = source.kind == "gguf" and len(source.parts) > 1
-    wanted: How = "streamed" if split else how_to_load(_parameters(source), each, free_memory(device))
-    if (how or wanted) == "whole":
-        return Loaded(source, load_model(source, run, watch), tokenizer, device)
-    try:
-        engine = open_engine(source, run)
-    except Unstreamable as error:
-        note = f"this model can't be measured layer by layer ({error}), so it was loaded whole"
-        return Loaded(source, load_model(source, run, watch), tokenizer, device, None, (note,))
-    return Loaded(source, engine.skeleton.model, tokenizer, device, engine)
+    emptiest = free.index(max(free))
+    wanted = place(weights, free, host, from_host=source.kind == "gguf")
+    if isinstance(how, Placement):
+        wanted = how
+    elif how or split:
+        wanted = Placement(how or "streamed", emptiest)
+    device = allowed[wanted.device]
+    notes: tuple[str, ...] = ()
+    if wanted.how == "streamed":
+        try:
+            engine = open_engine(source, run, device)
+            return Loaded(source, engine.skeleton.model, tokenizer, device, engine)
+        except Unstreamable as error:
+            notes = (f"this model can't be measured layer by layer ({error}), so it was loaded whole",)
+            fits = source.kind == "gguf" or place(weights, free, host).how != "streamed"
+            wanted = Placement("whole", emptiest) if fits else place_offloaded(free, host)
+    if wanted.how != "whole":
+        device = allowed[0]
+        notes = (*notes, f"it does not fit on one device: accelerate placed it ({wanted.how})")
+    return Loaded(source, load_model(source, run, watch, wanted), tokenizer, device, None, notes)
 
 
-def open_engine(source: Source, run: Run) -> Engine:
+def open_engine(source: Source, run: Run, device: torch.device | None = None) -> Engine:
     """The model without its weights, ready to be streamed. Unstreamable where its layers can't stand alone."""
     _quiet()
-    device = choose_device(run.device)
+    device = device or choose_device(run.device)
     _set_threads(source)
     with _as_folder(source) as (folder, file):
         try:
@@ -123,25 +147,30 @@ def open_engine(source: Source, run: Run) -> Engine:
     return Engine(skeleton)
 
 
-def load_model(source: Source, run: Run, watch: Watch) -> Any:
-    """The weights alone, as a transformers causal language model that only reads."""
-    from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
+def load_model(source: Source, run: Run, watch: Watch, how: Placement | None = None) -> Any:
+    """The weights alone, as a transformers causal language model that only reads. None: on the emptiest device."""
+    from transformers import AutoConfig, AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
     _quiet()
     # The reader's own bar would go to stderr; in its place ours, which also stops a cancelled run.
     modeling_gguf_pytorch_utils.tqdm = functools.partial(_counted, watch=watch)
-    device = choose_device(run.device)
+    allowed = devices(run.device)
+    device = allowed[how.device] if how else max(allowed, key=free_memory)
     _set_threads(source)
     with _as_folder(source, watch) as (folder, file), _named(source, "weights"):
+        more: dict[str, Any] = {"gguf_file": file} if file else {}
+        if file:
+            config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **more)
+            more["config"] = correct_config(read_gguf(source.path), config)
         model, found = AutoModelForCausalLM.from_pretrained(
             str(folder),
             output_loading_info=True,
             dtype=choose_dtype(run.dtype, device),
-            device_map=None if device.type == "cpu" else {"": device},
+            **_placed(how, allowed, device),
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
-            **({"gguf_file": file} if file else {}),
+            **more,
         )
         lacking = sorted(found["missing_keys"])
         if lacking:  # transformers would go on with random numbers
@@ -152,6 +181,24 @@ def load_model(source: Source, run: Run, watch: Watch) -> Any:
     model.eval()
     gc.collect()  # the reader's own copy goes now, not some time later
     return model
+
+
+def _placed(how: Placement | None, allowed: Sequence[torch.device], device: torch.device) -> dict[str, Any]:
+    """What tells transformers, and through it accelerate, where the weights go."""
+    if how is None or not how.shares:
+        return {} if device.type == "cpu" else {"device_map": {"": device}}
+    kind = allowed[0].type
+    named: list[int | str] = [kind] if kind in ("cpu", "mps") else [one.index for one in allowed]
+    limits: dict[int | str, int] = dict(zip(named, how.shares, strict=True))
+    limits.setdefault("cpu", how.host)
+    return {"device_map": "auto", "max_memory": limits, "offload_folder": _offload_folder()}
+
+
+def _offload_folder() -> str:
+    """Where what has to be written anew to be left on disk lies until this process ends."""
+    folder = tempfile.mkdtemp(prefix="abliterated-offload-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def load_tokenizer(source: Source) -> Any:

@@ -1,7 +1,7 @@
 """How the model behaves on the training prompts, and the mean residual streams of what it refuses and what it answers.
 
-Refusing is scored at the first answer token: log p(R) − log(1 − p(R)), R the first tokens of the model's own
-refusals. Does not choose among directions.
+Refusing is scored at the point of decision, mostly the first answer token: log p(R) − log(1 − p(R)), R the first tokens
+of the model's own refusals. Does not choose among directions.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from abliterated.pipeline.directions import Float64, difference_of_means, protec
 from abliterated.pipeline.generation import greedy
 from abliterated.pipeline.loading import Loaded
 from abliterated.pipeline.prompts import PromptSets
+from abliterated.pipeline.refusal_openings import Openings, learn_openings
 from abliterated.pipeline.refusals import verdict
 from abliterated.pipeline.rendering import Renderer
 from abliterated.pipeline.watch import Watch
@@ -35,16 +36,17 @@ USUAL_OPENINGS: Final = ("I can't", "I cannot", "I'm sorry", "Sorry", "I won't",
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How the model opens its refusals: their first tokens, and how often it refused each class."""
+    """How the model goes on where it decides to refuse, and how often it refused each class."""
 
-    refusal_tokens: tuple[int, ...]
+    openings: Openings
     refused_harmful: float
     refused_harmless: float
 
-    def scores(self, next_token: torch.Tensor) -> torch.Tensor:
-        """The refusal score of each row of log probabilities (…, vocabulary)."""
-        tokens = torch.tensor(self.refusal_tokens, device=next_token.device)
-        refusing = torch.logsumexp(next_token[..., tokens].double(), dim=-1).clamp(max=-1e-12)
+    def scores(self, next_token: torch.Tensor, reached: float = 0.0) -> torch.Tensor:
+        """The refusal score of each row of log probabilities (…, vocabulary) at the point of decision, which itself is
+        `reached` with that log probability."""
+        tokens = torch.tensor(self.openings.tokens, device=next_token.device)
+        refusing = (torch.logsumexp(next_token[..., tokens].double(), dim=-1) + reached).clamp(max=-1e-12)
         return refusing - torch.log(-torch.expm1(refusing))
 
 
@@ -71,10 +73,10 @@ def observe(loaded: Loaded, renderer: Renderer, prompts: PromptSets, *, invert: 
     answers = greedy(loaded, renderer.all_tokens(asked), OPENING_TOKENS, watch, "reading how it answers")
     refused = [verdict(loaded.tokenizer.decode(answer, skip_special_tokens=True)) == "refusal" for answer in answers]
     rates = _share(refused[:harmful]), _share(refused[harmful:])
-    firsts = {answer[0] for answer, no in zip(answers, refused, strict=True) if no and answer}
-    others = {answer[0] for answer, no in zip(answers, refused, strict=True) if not no and answer}
-    tokens = sorted(firsts - others) or sorted(firsts)
-    if not tokens and not invert:
+    refusing = [answer for answer, no in zip(answers[:harmful], refused[:harmful], strict=True) if no]
+    answering = [answer for answer, no in zip(answers[harmful:], refused[harmful:], strict=True) if not no]
+    openings = learn_openings(loaded.tokenizer, refusing, answering)
+    if not openings.tokens and not invert:
         raise ModelError(
             f"{loaded.source.name} refuses none of {harmful} harmful prompts: there is nothing to remove",
             remedy="Give prompts it does refuse, or take the model as it is",
@@ -84,9 +86,10 @@ def observe(loaded: Loaded, renderer: Renderer, prompts: PromptSets, *, invert: 
             f"{loaded.source.name} refuses {rates[1]:.0%} of the harmless prompts too: the classes can't be told apart",
             remedy="Give harmless prompts it answers",
         )
-    if not tokens:
-        tokens = sorted({loaded.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in USUAL_OPENINGS})
-    return Behaviour(tuple(tokens), *rates)
+    if not openings.tokens:
+        usual = {loaded.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in USUAL_OPENINGS}
+        openings = Openings(tuple(sorted(usual)), frozenset(), late=False)
+    return Behaviour(openings, *rates)
 
 
 def measure(
@@ -155,6 +158,8 @@ def _class_mean(
     message = f"measuring {name} prompts"
     for reading in read_streams(loaded, rows, positions, convention, watch, message, depth=depth):
         fits = behaviour.scores(reading.next_token) * sign > 0
+        if behaviour.openings.late:  # the answer's first token tells nothing about it
+            fits = torch.ones_like(fits)
         everyone = sum_streams(everyone, reading.streams)
         if bool(fits.any()):
             behaving = sum_streams(behaving, reading.streams[fits.to(reading.streams.device)])

@@ -129,8 +129,8 @@ def shareable(model: Any, longest: int) -> bool:
 
 # Families whose layers keep more than keys and values, or share them among each other.
 UNSHARED: Final = frozenset(
-    {"bamba", "bloom", "falcon_h1", "falcon_mamba", "gemma3n_text", "gemma4_text", "jamba", "mamba", "mamba2", "mpt",
-     "nemotron_h", "recurrent_gemma", "rwkv", "zamba", "zamba2"}
+    {"bamba", "bloom", "falcon_h1", "falcon_mamba", "gemma3n_text", "gemma4_text", "jamba", "longcat_flash", "mamba",
+     "mamba2", "mpt", "nemotron_h", "recurrent_gemma", "rwkv", "zamba", "zamba2"}
 )  # fmt: skip
 
 
@@ -210,8 +210,9 @@ def _whole(loaded: Loaded, asked: Pass, planned: Plan, watch: Watch) -> Iterator
         kinds = [asked.variant(row) for row in batch]
         cache = None
         if together:
-            lines = torch.tensor([line[kind] for kind in kinds], device=device)
-            cache = cache_of([(keys[lines], values[lines]) for keys, values in together])
+            lines = torch.tensor([line[kind] for kind in kinds])
+            # A model spread over several devices has each layer's keys where the layer is.
+            cache = cache_of([(keys[at], values[at]) for keys, values in together for at in (lines.to(keys.device),)])
         listening = tap(asked, layers, lengths, device)
         with asked.under(kinds), listening or contextlib.nullcontext():
             logits, _ = _forward(model, layers, padded(rows, device), asked, cache=cache, lengths=lengths)

@@ -281,7 +281,7 @@ def converted(task: Task, source: Source, folder: Product, watch: Watch) -> Prod
         try:
             convert(task.converter, folder.path, raw, watch)
         except ModelError as error:
-            return Product(folder.path, "safetensors", folder.edited, None, (f"{error.message}: no GGUF was made",))
+            return Product(folder.path, "safetensors", folder.edited, None, (_no_gguf(error, folder.path.name),))
         keep(work, "raw", inputs, raw, edited)
     stamp(
         raw,
@@ -341,6 +341,13 @@ def _no_converter(name: str) -> str:
         f"no GGUF was made, for no converter is configured: {name}/ holds the edited safetensors. Next: set [tools] "
         "converter in config.toml to llama.cpp's convert_hf_to_gguf.py and run the recipe again with "
         f"run.from_checkpoint naming that folder; or, with an Ollama before 0.34.1, `ollama create` from it"
+    )
+
+
+def _no_gguf(error: ModelError, name: str) -> str:
+    return (
+        f"{error.message}: no GGUF was made, {name}/ holds the edited safetensors. Next: {error.remedy}, and run the "
+        "recipe again with run.from_checkpoint naming that folder"
     )
 
 

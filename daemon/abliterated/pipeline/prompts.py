@@ -16,12 +16,14 @@ from typing import Final, Literal
 
 from abliterate.contract.errors import RecipeError
 from abliterate.contract.recipe import Prompts
+from abliterate.contract.report import PromptSource
 
 Kind = Literal["harmful", "harmless"]
 
 # Of a set that is measured whole, this share is kept back for selecting and evaluating.
 HELD_BACK: Final = 0.25
 VALIDATION: Final = 32
+BUILTIN_LICENCE: Final = "Apache-2.0"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class PromptSets:
     harmless: Split
     atoms: tuple[str, ...]
     system: str
+    sources: tuple[PromptSource, ...] = ()
 
     def digest(self) -> str:
         """sha256 (hex) of every prompt in its place."""
@@ -54,28 +57,46 @@ class PromptSets:
 
 def read_prompts(asked: Prompts) -> PromptSets:
     """Every prompt the recipe asks for, drawn with its seed. RecipeError names file and line."""
+    harmful, harmless = _read(asked.harmful, "harmful"), _read(asked.harmless, "harmless")
+    atoms = _read(asked.atoms, "harmless", "atoms")
     return PromptSets(
-        harmful=_split(_read(asked.harmful, "harmful"), asked, "harmful"),
-        harmless=_split(_read(asked.harmless, "harmless"), asked, "harmless"),
-        atoms=tuple(_read(asked.atoms, "harmless")) if asked.atoms else (),
+        harmful=_split(harmful[0], asked, "harmful"),
+        harmless=_split(harmless[0], asked, "harmless"),
+        atoms=tuple(atoms[0]),
         system=asked.system,
+        sources=(*harmful[1], *harmless[1], *atoms[1]),
     )
 
 
-def _read(sources: str | Sequence[str], kind: Kind) -> list[str]:
-    """All prompts of these sources, in order, each once."""
+def data_sets(asked: Prompts) -> list[str]:
+    """The sources that come from a hub, each once."""
+    named = [asked.harmful, asked.harmless, asked.atoms]
+    every = [source for some in named for source in ([some] if isinstance(some, str) else some)]
+    return list(dict.fromkeys(source for source in every if source.startswith("hf:")))
+
+
+def _read(sources: str | Sequence[str], kind: Kind, told: str = "") -> tuple[list[str], list[PromptSource]]:
+    """All prompts of these sources, in order, each once, and what there is to say of each source."""
     found: list[str] = []
+    listed: list[PromptSource] = []
     for source in [sources] if isinstance(sources, str) else sources:
+        licence = revision = ""
+        name = source
         if source == "builtin":
             text = resources.files(__package__).joinpath(f"prompts/{kind}.txt").read_text(encoding="utf-8")
-            found += _lines(text)
+            some, licence = _lines(text), BUILTIN_LICENCE
         elif source.startswith("hf:"):
-            raise RecipeError(
-                f"{source} can't be fetched yet", remedy="Download the data set and give a text file, one prompt a line"
-            )
+            # The hub's client is read only where it is needed.
+            from abliterated.pipeline.datasets import read_column
+
+            column = read_column(source)
+            some, name, licence, revision = list(column.texts), column.name, column.licence, column.revision
         else:
-            found += _from_path(Path(source).expanduser())
-    return list(dict.fromkeys(found))
+            path = Path(source).expanduser()
+            some, name = _from_path(path), path.name
+        found += some
+        listed.append(PromptSource(kind=told or kind, name=name, count=len(some), licence=licence, revision=revision))
+    return list(dict.fromkeys(found)), listed
 
 
 def _from_path(path: Path) -> list[str]:

@@ -5,7 +5,7 @@ Works on a tokenizer of transformers. Does not know where prompts come from, or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,7 +42,14 @@ class Renderer:
 
     def tokens(self, prompt: str) -> tuple[int, ...]:
         """Its token ids. ModelError where it is longer than the model's context."""
-        found = _encode(self.tokenizer, self.text(prompt))
+        return self._fitting(prompt, self.text(prompt))
+
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """A whole conversation's token ids, up to where the next answer begins. ModelError as for a prompt."""
+        return self._fitting(messages[-1]["content"], render_messages(self.tokenizer, messages))
+
+    def _fitting(self, prompt: str, text: str) -> tuple[int, ...]:
+        found = _encode(self.tokenizer, text)
         if len(found) >= self.context:
             start = prompt if len(prompt) < 60 else prompt[:57] + "…"
             raise ModelError(
@@ -74,9 +81,15 @@ def render(tokenizer: Any, prompt: str, system: str = "") -> str:
     """One prompt through the chat template, with the generation prompt and every thinking block closed."""
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
+    return render_messages(tokenizer, messages)
+
+
+def render_messages(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation that ends with the user's word, rendered likewise."""
+    system, prompt = any(message["role"] == "system" for message in messages), messages[-1]["content"]
     try:
         text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
     except Exception as error:  # a template runs as a program of the model's maker and may raise anything
         what = "its chat template takes no system prompt" if system else "its chat template fails"

@@ -19,6 +19,7 @@ import msgspec
 from abliterate import __version__
 from abliterate.contract.errors import ModelError
 from abliterate.contract.messages import Task
+from abliterate.contract.report import LayerSeparation
 from abliterated.pipeline.direction_files import read_direction, write_direction
 from abliterated.pipeline.directions import RefusalDirection
 from abliterated.pipeline.prompts import PromptSets
@@ -26,10 +27,14 @@ from abliterated.pipeline.source import Source, open_source
 from abliterated.pipeline.watch import Watch
 
 if TYPE_CHECKING:
+    from abliterated.pipeline.choose import Choice
     from abliterated.pipeline.evaluate import Answers
     from abliterated.pipeline.loading import Loaded
     from abliterated.pipeline.rendering import Renderer
+    from abliterated.pipeline.search import Searched
 
+# Validation prompts that a finalist of the search must answer once written.
+VERIFIED = 24
 DIRECTION = "direction.safetensors"
 BASELINE = "baseline.npz"
 
@@ -41,6 +46,7 @@ class Found:
     direction: RefusalDirection
     candidates: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    separation: tuple[LayerSeparation, ...] = ()
 
 
 class Session:
@@ -50,6 +56,8 @@ class Session:
         self.task, self.source, self.prompts, self.watch = task, source, prompts, watch
         self.work = Path(task.work)
         self._loaded: Loaded | None = None
+        self._choice: Choice | None = None
+        self._product: Path | None = None  # what is loaded, where it is not the original
 
     def close(self) -> None:
         """Give the memory back."""
@@ -57,7 +65,7 @@ class Session:
             return
         import torch
 
-        self._loaded = None
+        self._loaded = self._choice = self._product = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -69,18 +77,52 @@ class Session:
             return kept
         loaded, renderer = self._open()
         from abliterated.pipeline.choose import find_direction
+        from abliterated.pipeline.separation import separation
 
         with self.watch.stage("direction"):
             choice = find_direction(loaded, renderer, self.prompts, self.task.recipe, self.watch)
+            self._choice = choice
             candidates = tuple(_plain(asdict(candidate)) for candidate in choice.candidates)
+            drawn = separation(loaded, renderer, self.prompts, choice.direction, self.watch)
             facts = {
                 "inputs": inputs,
                 "origin": dict(choice.direction.origin),
                 "candidates": candidates,
+                "separation": msgspec.to_builtins(drawn),
                 "notes": [*loaded.notes, *choice.notes],
             }
             write_direction(self.work / DIRECTION, choice.direction, facts)
-            return Found(choice.direction, candidates, (*loaded.notes, *choice.notes))
+            return Found(choice.direction, candidates, (*loaded.notes, *choice.notes), drawn)
+
+    def search(self, chosen: RefusalDirection) -> Searched:
+        """Strengths by layer, and a direction to go with them, found now or by an earlier attempt at the same."""
+        from abliterated.pipeline.search_stage import kept_search, search
+
+        recipe = self.task.recipe
+        inputs = self._inputs("search", recipe.search, recipe.edit, chosen.digest())
+        if (kept := kept_search(self.work, inputs, self.source.hidden_size, self.source.layers)) is not None:
+            return kept
+        loaded, renderer = self._open()
+        if self._choice is None and recipe.direction.method != "file":
+            from abliterated.pipeline.choose import find_direction
+
+            with self.watch.stage("direction"):
+                self._choice = find_direction(loaded, renderer, self.prompts, recipe, self.watch)
+        with self.watch.stage("search"):
+            place = self.work, inputs
+            return search(loaded, renderer, self.prompts, recipe, self._choice, chosen, place, self.watch)
+
+    def refuses(self, product: Path) -> float:
+        """The share of some validation prompts that the written model refuses, by its greedy answers."""
+        from abliterated.pipeline.generation import greedy
+        from abliterated.pipeline.refusals import verdict
+
+        with self.watch.stage("search"):
+            loaded, renderer = self._reopened(product)
+            rows = renderer.all_tokens(self.prompts.harmful.validation[:VERIFIED])
+            answers = greedy(loaded, rows, self.task.recipe.evaluate.tokens, self.watch, "asking what was written")
+            verdicts = [verdict(loaded.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+            return round(sum(one != "answer" for one in verdicts) / max(1, len(verdicts)), 4)
 
     def before(self) -> Answers:
         """What the original answers, asked now or by an earlier attempt at the same."""
@@ -98,17 +140,13 @@ class Session:
 
     def after(self, product: Path) -> Answers:
         """What the written model answers, read again from its file."""
-        self.close()
         from abliterated.pipeline.evaluate import ask, asked_prompts
-        from abliterated.pipeline.loading import load
-        from abliterated.pipeline.rendering import renderer
 
         with self.watch.stage("evaluate"):
-            source, evaluate = open_source(product), self.task.recipe.evaluate
-            self._loaded = load(source, self.task.recipe.run, self.watch)
-            rendering = renderer(self._loaded.tokenizer, source.context, self.prompts.system)
+            evaluate = self.task.recipe.evaluate
+            loaded, rendering = self._reopened(product)
             asked = asked_prompts(self.prompts, evaluate.prompts)
-            return ask(self._loaded, rendering, asked, evaluate, self.watch, "the edited model")
+            return ask(loaded, rendering, asked, evaluate, self.watch, "the edited model")
 
     def _open(self) -> tuple[Loaded, Renderer]:
         with self.watch.stage("load"):
@@ -119,14 +157,26 @@ class Session:
                 self._loaded = load(self.source, self.task.recipe.run, self.watch)
             return self._loaded, renderer(self._loaded.tokenizer, self.source.context, self.prompts.system)
 
-    def _inputs(self, stage: str) -> str:
+    def _reopened(self, product: Path) -> tuple[Loaded, Renderer]:
+        """The written model in memory, read from its file, in place of whatever was there."""
+        from abliterated.pipeline.loading import load
+        from abliterated.pipeline.rendering import renderer
+
+        source = open_source(product)
+        if self._loaded is None or self._product != product:
+            self.close()
+            self._loaded = load(source, self.task.recipe.run, self.watch)
+            self._product = product
+        return self._loaded, renderer(self._loaded.tokenizer, source.context, self.prompts.system)
+
+    def _inputs(self, stage: str, *more: Any) -> str:
         """sha256 (hex) of everything the stage's outcome depends on."""
         recipe = self.task.recipe
         status = self.source.path.stat()
         base = self.task.base_digest or f"{self.source.size} {status.st_mtime_ns}"
         content = hashlib.sha256(f"{stage} {__version__} {base} {self.prompts.digest()}\n".encode())
         parts = [recipe.run] + ([recipe.evaluate] if stage == "baseline" else [recipe.direction, recipe.edit.invert])
-        for part in parts:
+        for part in [*parts, *more]:
             content.update(msgspec.json.encode(part) + b"\n")
         return content.hexdigest()
 
@@ -142,7 +192,8 @@ class Session:
         except (OSError, ValueError, KeyError, ModelError):
             return None
         kept = RefusalDirection(found.vectors, found.per_layer, facts["origin"])
-        return Found(kept, tuple(facts["candidates"]), tuple(facts["notes"]))
+        drawn = msgspec.convert(facts.get("separation", []), tuple[LayerSeparation, ...])
+        return Found(kept, tuple(facts["candidates"]), tuple(facts["notes"]), drawn)
 
 
 def _plain(candidate: dict[str, Any]) -> dict[str, Any]:

@@ -262,11 +262,13 @@ def build(source: Source, folder: Any, file: str, device: torch.device, dtype: t
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from abliterated.pipeline.gguf_corrections import correct
+    from abliterated.pipeline.gguf_corrections import correct, correct_config
     from abliterated.pipeline.gguf_file import read_gguf
 
     more = {"gguf_file": file} if file else {}
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **more)
+    if file:
+        config = correct_config(read_gguf(source.path), config)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.requires_grad_(False)

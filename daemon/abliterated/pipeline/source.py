@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from abliterate.contract.errors import ModelError
+from abliterated.pipeline.checkpoint_writers import depth_keys
 from abliterated.pipeline.gguf_file import GgufFile, read_gguf, split_parts
 
 # What other GGUF files are: projectors, speech, adapters, encoders without an answer to refuse.
@@ -126,7 +127,7 @@ def _layers(path: Path, config: Mapping[str, Any]) -> int:
     """How many there are; hybrids may say what each is instead."""
     kinds = config.get("layers_block_type")
     listed = len(kinds) if isinstance(kinds, list) else 0
-    return _number(path, config, "num_hidden_layers", "n_layer", "num_layers", "n_layers", default=listed)
+    return _number(path, config, *depth_keys(str(config.get("model_type", ""))), default=listed)
 
 
 def _json(path: Path, missing: str) -> dict[str, Any]:

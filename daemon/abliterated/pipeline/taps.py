@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from abliterate.contract.errors import ModelError
+from abliterated.pipeline.checkpoint_writers import depth_keys
 
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:
@@ -21,8 +22,9 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
 def layer_list(model: Any) -> tuple[str, torch.nn.ModuleList]:
     """The list the layers stand in, and its name."""
     config = model.config.get_text_config()
+    depth = next((getattr(config, key) for key in depth_keys(config.model_type) if hasattr(config, key)), 0)
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers:
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
             return name, module
     raise ModelError(
         f"can't find the layers of a {model.config.model_type} model", remedy="Give a direction from a file"

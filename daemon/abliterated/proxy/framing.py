@@ -49,9 +49,10 @@ class Head(msgspec.Struct, frozen=True, gc=False):
 
 
 class Body(msgspec.Struct, frozen=True, gc=False):
-    """A stretch of a request's body, framing included, verbatim."""
+    """A stretch of a request's body, framing included, verbatim. `end`: with it the request is whole."""
 
     data: bytes
+    end: bool = False
 
 
 class Bad(msgspec.Struct, frozen=True, gc=False):
@@ -136,14 +137,14 @@ def _body_length(lowered: bytes, minor: bytes) -> int | Bad:
 class RequestFramer:
     """Cuts one client's bytes into requests. Feed it, and act on the events in their order."""
 
-    __slots__ = ("_await", "_held", "_left", "_phase", "_trailer")
+    __slots__ = ("_await", "_left", "_trailer", "held_bytes", "phase")
 
     # Phases
     HEAD, LENGTH, SIZE, CHUNK, CHUNK_END, TRAILER, AWAIT, BROKEN = range(8)
 
     def __init__(self) -> None:
-        self._phase = self.HEAD
-        self._held = bytearray()  # of a head, a chunk-size line or a trailer line that is not yet whole
+        self.phase = self.HEAD
+        self.held_bytes = bytearray()  # of a head, a chunk-size line or a trailer line that is not yet whole
         self._left = 0
         self._trailer = 0
         self._await = False
@@ -151,43 +152,43 @@ class RequestFramer:
     @property
     def head_open(self) -> bool:
         """A head has begun and is not yet whole."""
-        return self._phase == self.HEAD and len(self._held) > 0
+        return self.phase == self.HEAD and len(self.held_bytes) > 0
 
     @property
     def between(self) -> bool:
         """No request is under way."""
-        return self._phase == self.HEAD and not self._held
+        return self.phase == self.HEAD and not self.held_bytes
 
     @property
     def awaiting(self) -> bool:
         """A request to switch protocols is out; `resume` or `release` says how it ended."""
-        return self._phase == self.AWAIT
+        return self.phase == self.AWAIT
 
     @property
     def held(self) -> int:
         """How many bytes wait here."""
-        return len(self._held)
+        return len(self.held_bytes)
 
     def feed(self, data: bytes) -> list[Event]:
         events: list[Event] = []
-        if self._held and self.SIZE <= self._phase <= self.TRAILER:
-            data = bytes(self._held) + data
-            self._held.clear()
+        if self.held_bytes and self.SIZE <= self.phase <= self.TRAILER:
+            data = bytes(self.held_bytes) + data
+            self.held_bytes.clear()
         position, size, first = 0, len(data), -1  # first: index of the head being read on, if it is in this batch
         while position < size:
-            phase = self._phase
+            phase = self.phase
             if phase == self.HEAD:
                 position = self._feed_head(data, position, events)
                 first = len(events) - 1
             elif phase == self.LENGTH:
                 end = min(size, position + self._left)
-                events.append(Body(data if not position and end == size else data[position:end]))
                 self._left -= end - position
+                events.append(Body(data if not position and end == size else data[position:end], not self._left))
                 position = end
                 if not self._left:
                     self._end_message()
             elif phase == self.AWAIT:
-                self._held += data[position:]
+                self.held_bytes += data[position:]
                 break
             elif phase == self.BROKEN:
                 break
@@ -201,26 +202,26 @@ class RequestFramer:
 
     def resume(self) -> list[Event]:
         """The other side did not switch: go on reading requests."""
-        assert self._phase == self.AWAIT
-        self._phase = self.HEAD
-        held = bytes(self._held)
-        self._held.clear()
+        assert self.phase == self.AWAIT
+        self.phase = self.HEAD
+        held = bytes(self.held_bytes)
+        self.held_bytes.clear()
         return self.feed(held)
 
     def release(self) -> bytes:
         """The other side switched: hand over what came early; the framer is done."""
-        held = bytes(self._held)
-        self._held.clear()
-        self._phase = self.BROKEN
+        held = bytes(self.held_bytes)
+        self.held_bytes.clear()
+        self.phase = self.BROKEN
         return held
 
     def _end_message(self) -> None:
-        self._phase = self.AWAIT if self._await else self.HEAD
+        self.phase = self.AWAIT if self._await else self.HEAD
         self._await = False
 
     def _break(self, events: list[Event], status: int, reason: str, *, started: bool = False) -> None:
-        self._phase = self.BROKEN
-        self._held.clear()
+        self.phase = self.BROKEN
+        self.held_bytes.clear()
         events.append(Bad(status, reason, started))
 
     def _spoil(self, events: list[Event], reason: str, size: int) -> int:
@@ -229,7 +230,7 @@ class RequestFramer:
 
     def _feed_head(self, data: bytes, position: int, events: list[Event]) -> int:
         """Take a head if it is whole, hold it if not; returns how far `data` is read."""
-        held = self._held
+        held = self.held_bytes
         if not held:
             start = position
             while data.startswith(b"\r\n", start):
@@ -263,25 +264,25 @@ class RequestFramer:
         events.append(head)
         self._await = head.switches
         if head.length == CHUNKED:
-            self._phase = self.SIZE
+            self.phase = self.SIZE
         elif head.length:
-            self._phase, self._left = self.LENGTH, head.length
+            self.phase, self._left = self.LENGTH, head.length
         else:
             self._end_message()
 
     def _feed_chunked(self, data: bytes, position: int, events: list[Event]) -> int:
         """Check as many lines and chunks as are whole, let out what was checked, hold the rest."""
         begin, size = position, len(data)
-        while position < size and self.SIZE <= self._phase <= self.TRAILER:
-            if self._phase == self.CHUNK:
+        while position < size and self.SIZE <= self.phase <= self.TRAILER:
+            if self.phase == self.CHUNK:
                 step = min(self._left, size - position)
                 position += step
                 self._left -= step
                 if not self._left:
-                    self._phase = self.CHUNK_END
+                    self.phase = self.CHUNK_END
                 continue
             end = data.find(b"\n", position, position + LINE_LIMIT) + 1
-            if self._phase == self.CHUNK_END and not b"\r\n".startswith(data[position : position + 2]):
+            if self.phase == self.CHUNK_END and not b"\r\n".startswith(data[position : position + 2]):
                 return self._spoil(events, "a chunk is not as long as its size says", size)
             if not end and size - position >= LINE_LIMIT:
                 return self._spoil(events, "a line of the chunked body is too long", size)
@@ -291,9 +292,10 @@ class RequestFramer:
                 return self._spoil(events, reason, size)
             position = end
         if position > begin:
-            events.append(Body(data if not begin and position == size else data[begin:position]))
-        if self.SIZE <= self._phase <= self.TRAILER:
-            self._held += data[position:]
+            ended = not self.SIZE <= self.phase <= self.TRAILER
+            events.append(Body(data if not begin and position == size else data[begin:position], ended))
+        if self.SIZE <= self.phase <= self.TRAILER:
+            self.held_bytes += data[position:]
             return size
         return position
 
@@ -302,14 +304,14 @@ class RequestFramer:
         if not line.endswith(b"\r\n"):
             return "a line of the chunked body ends without a carriage return"
         text = line[:-2]
-        if self._phase == self.CHUNK_END:
-            self._phase = self.SIZE
-        elif self._phase == self.SIZE:
+        if self.phase == self.CHUNK_END:
+            self.phase = self.SIZE
+        elif self.phase == self.SIZE:
             match = _CHUNK_LINE.fullmatch(text)
             if match is None:
                 return "a chunk's size is not a number"
             self._left = int(match[1], 16)
-            self._phase = self.CHUNK if self._left else self.TRAILER
+            self.phase = self.CHUNK if self._left else self.TRAILER
             self._trailer = 0
         elif text:
             self._trailer += len(line)

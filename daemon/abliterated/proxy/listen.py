@@ -5,6 +5,7 @@ Does not know: what is spoken on them.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
@@ -242,3 +243,15 @@ def _meets(listening: str, called: str) -> bool:
         if here.is_unspecified and (there.is_loopback or text in local):
             return True
     return False
+
+
+def peer_of(transport: asyncio.BaseTransport) -> str:
+    """Who is at the other end, for people."""
+    name = transport.get_extra_info("peername")
+    return str(Address(str(name[0]), int(name[1]))) if isinstance(name, tuple) else "unix"
+
+
+def is_local(transport: asyncio.BaseTransport) -> bool:
+    """Is the other end on this machine?"""
+    name = transport.get_extra_info("peername")
+    return _is_loopback(str(name[0]).removeprefix("::ffff:")) if isinstance(name, tuple) else True

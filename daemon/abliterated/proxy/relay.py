@@ -1,8 +1,8 @@
 """The bytes: one client connection, one upstream connection, and nothing between them but a look at the requests.
 
 `Link` is the client's side and owns the pair; `wiring.Upstream` is the other end. What is forwarded is what came, byte
-for byte. Whichever side pauses, closes its half or goes away, the other is told in the same way: back-pressure by
-`pause_reading`, end of file by `write_eof`, a reset by a reset.
+for byte, but for the two things a person has asked for: an alias's name in a request, and a sentence behind the 404
+for a model that could be made.
 
 Does not know: what a decision means (`policy`), where listeners come from (`server`).
 """
@@ -10,47 +10,28 @@ Does not know: what a decision means (`policy`), where listeners come from (`ser
 from __future__ import annotations
 
 import asyncio
-import os
-from typing import Final, cast
+from typing import cast
 
-from abliterated.proxy import answers, headers, policy
+from abliterated.proxy import answers, headers, missing, policy
 from abliterated.proxy.endings import hang_up, keep, salvage, write_eof
 from abliterated.proxy.framing import Bad, Body, Event, Head, RequestFramer
-from abliterated.proxy.responses import ResponseWatcher, kind_of
-from abliterated.proxy.wiring import House, Upstream
-
-HIGH_WATER: Final = 64 * 1024
-
-# Why we don't read from the client just now (bits).
-_CONNECTING, _UPSTREAM_FULL, _AWAITING = 1, 2, 4
+from abliterated.proxy.gate import Gate
+from abliterated.proxy.marks import Mark
+from abliterated.proxy.pair import AWAITING, GATE, HIGH_WATER, Pair
+from abliterated.proxy.responses import kind_of
+from abliterated.proxy.wiring import House
 
 
-class Link(asyncio.Protocol):
+class Link(Pair):
     """A client's connection, and through it the pair."""
 
-    __slots__ = (
-        "_answer", "_asked", "_client_eof", "_connecting", "_framer", "_house", "_lingering", "_paused", "_pending",
-        "_refused_started", "_spare", "_timer", "_upstream", "_upstream_eof", "bytes_down", "bytes_up", "client",
-        "ended", "requests", "watcher",
-    )  # fmt: skip
-
-    client: asyncio.Transport
+    __slots__ = ("_amending", "_kept", "_known")
 
     def __init__(self, house: House) -> None:
-        self._house = house
-        self._framer: RequestFramer | None = RequestFramer()  # None: a tunnel
-        self.watcher = ResponseWatcher()
-        self._upstream: asyncio.Transport | None = None
-        self._connecting: asyncio.Task[object] | None = None
-        self._pending: list[bytes] = []
-        self._paused = 0
-        self._client_eof = self._upstream_eof = self._lingering = self.ended = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._asked: Head | None = None  # the first request, until the upstream is there
-        self._answer = b""  # our own last word, waiting for the answers still owed
-        self._refused_started = False
-        self._spare = -1  # the upstream's socket once more, while a body is on its way
-        self.requests = self.bytes_up = self.bytes_down = 0
+        super().__init__(house)
+        self._known = house.known
+        self._kept: bytes | None = None  # of a 404 that gets a sentence more
+        self._amending: asyncio.Task[None] | None = None
 
     # the client
 
@@ -61,9 +42,19 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.bytes_up += len(data)
+        framer = self._framer
+        kind = self._known.get(data)
+        if kind is not None and framer is not None and framer.phase == 0 and not framer.held_bytes:
+            # Exactly one whole request, body-less, forwarded as it is last time: nothing new to read or decide.
+            upstream = self._upstream
+            busy = self._answer or self._lingering or self._gate or self.where
+            if upstream is not None and not busy and not upstream.is_closing():
+                self.requests += 1
+                self.watcher.expect(kind)
+                upstream.write(data)
+                return
         if self._answer or self._lingering:
             return
-        framer = self._framer
         if framer is None:
             self._send(data)
             return
@@ -77,6 +68,11 @@ class Link(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._client_eof = True
+        if self._gate is not None and self._gate.holding:
+            if self._gate.ended:  # Ollama, too, takes this for a client that has left
+                self._close_both()
+                return False
+            self._gate.give_up()
         if self._lingering or (self._upstream is None and self._connecting is None) or self._upstream_eof:
             self._close_both()
             return False
@@ -88,114 +84,178 @@ class Link(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
+        for task in (self._connecting, self._amending):
+            if task is not None:
+                task.cancel()
+        self._connecting = self._amending = None
+        if self._gate is not None:
+            self._gate.close()
+            self._gate = None
         if self._upstream is not None:
             hang_up(self._upstream, reset=exc is not None)
         self._close_spare()
-        self.watcher.close()
+        self._report([*(self.watcher.finished or ()), *self.watcher.close()])
         self._house.retire(self)
-
-    def pause_writing(self) -> None:
-        if self._upstream is not None and not self._upstream_eof and not self._upstream.is_closing():
-            self._upstream.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self._upstream is not None and not self._upstream_eof and not self._upstream.is_closing():
-            self._upstream.resume_reading()
-
-    def _pass_eof(self) -> None:
-        """The client's end of file goes on, behind everything it sent."""
-        waits = self._framer is not None and self._framer.awaiting and self._framer.held
-        if self._client_eof and self._upstream is not None and not self._answer and not waits:
-            write_eof(self._upstream)
 
     # requests
 
     def _act(self, events: list[Event]) -> None:
-        for event in events:
+        for place, event in enumerate(events):
+            gate = self._gate
+            if gate is not None and gate.holding and gate.ended:
+                gate.queue += events[place:]
+                self._pause(GATE)
+                return
             match event:
-                case Body(data):
+                case Body(data, end):
                     if self._spare < 0 and self._upstream is not None and not self._upstream.is_closing():
                         self._spare = keep(self._upstream)
-                    self._send(data)
+                    if gate is None or not gate.holding:
+                        self._send(data)
+                    if gate is not None:
+                        gate.take(data, end)
                 case Head():
-                    self.requests += 1
-                    if self._upstream is None and self._asked is None:
-                        self._asked = event
-                    decision = policy.decide(event, self._house.view)
-                    if isinstance(decision, policy.Answer):
-                        self._refuse(answers.for_request(decision, event))
+                    if not self._begin(event):
                         return
-                    self.watcher.expect(kind_of(event))
-                    self._send(headers.rewrite(event, decision.host) if decision.host else event.raw)
                 case Bad(status, reason, started):
                     # A malformed head's target can't be trusted to say which API was meant: Ollama's shape.
-                    self._refuse(answers.render(status, reason), started=started)
+                    held = gate is not None and gate.holding
+                    self._refuse(answers.render(status, reason), started=started and not held)
                     return
         if self._framer is not None and self._framer.awaiting and self._framer.held > HIGH_WATER:
-            self._pause(_AWAITING)
+            self._pause(AWAITING)
+
+    def _begin(self, head: Head) -> bool:
+        """A request's head is here; returns whether more may follow it."""
+        house = self._house
+        self.requests += 1
+        decision = policy.decide(head, house.view)
+        if isinstance(decision, policy.Answer):
+            self._refuse(answers.for_request(decision, head))
+            return False
+        if decision is policy.VERBATIM and not head.length and not head.switches:
+            house.remember(head.raw, kind_of(head))
+        raw = headers.rewrite(head, decision.host) if decision.host else head.raw
+        mark = None
+        if isinstance(decision, policy.Look):
+            mark = Mark(head, decision.route.name, house.loop.time())
+            self._gate = gate = Gate(self, house, head, raw, decision, mark)
+            if gate.holding:
+                return True
+        elif self.where and self.watcher.owed:
+            # It goes elsewhere than the one before it, whose answer comes first.
+            mark = Mark(head, "", house.loop.time())
+            self._gate = Gate(self, house, head, raw, policy.IN_TURN, mark)
+            self._gate.wait_in_turn()
+            return True
+        elif house.access is not None:
+            mark = Mark(head, "", house.loop.time())
+        self.forward(raw, head, mark, 0)
+        return True
+
+    def forward(self, data: bytes, head: Head, mark: Mark | None, where: int) -> None:
+        """Send a request on its way. Another upstream than now is possible only while nothing is owed."""
+        if self._upstream is None and self._asked is None:
+            self._asked = head
+        if where != self.where:
+            self._asked = head
+            self._leave_upstream()
+            self.where = where
+        if mark is not None:
+            mark.bytes_before = self.bytes_down
+        self.watcher.expect(kind_of(head), mark)
+        self._send(data)
+
+    def passed(self, gate: Gate) -> None:
+        """A held request has gone on, or was answered: what came behind it follows."""
+        if self._gate is gate:
+            self._gate = None
+        self._resume(GATE)
+        if gate.queue:
+            self._act(gate.queue)
+        self._pass_eof()
+        if self._house.draining and self.idle:
+            self._close_both()
+
+    def refuse(self, answer: bytes) -> None:
+        """A held request is answered by us."""
+        self._refuse(answer)
+
+    def pause_client(self) -> None:
+        self._pause(GATE)
 
     def _head_timed_out(self) -> None:
         self._timer = None
         self._refuse(answers.render(408, "the request's header did not end in time"))
 
-    def _send(self, data: bytes) -> None:
-        if self._upstream is not None:
-            if not self._upstream.is_closing():
-                self._upstream.write(data)
-            return
-        self._pending.append(data)
-        if self._connecting is None and not self.ended:
-            self._connecting = self._house.loop.create_task(self._connect())
-        if sum(map(len, self._pending)) > HIGH_WATER:
-            self._pause(_CONNECTING)
-
-    async def _connect(self) -> None:
-        try:
-            await self._house.dial(lambda: Upstream(self))
-        except OSError as error:
-            self._connecting = None
-            if self.ended:
-                return
-            self._house.upstream_failed(error)
-            message = f"abliterated's proxy can't reach Ollama at {self._house.upstream_name}: is it running?"
-            self._finish(answers.for_request(policy.Answer(502, message), self._asked))
-
-    def upstream_made(self, transport: asyncio.Transport) -> None:
-        self._connecting = self._asked = None
-        if self.ended:
-            transport.abort()
-            return
-        self._upstream = transport
-        transport.set_write_buffer_limits(high=HIGH_WATER)
-        transport.writelines(self._pending)
-        self._pending.clear()
-        self._resume(_CONNECTING)
-        if self._answer:
-            self._try_answer()
-        self._pass_eof()
-
     # the upstream's bytes
 
     def upstream_data(self, data: bytes) -> None:
         self.bytes_down += len(data)
+        mark = self.watcher.mark
+        if mark is not None:
+            if not mark.first:
+                mark.first = self._house.loop.time()
+                mark.status = int(data[9:12]) if data[9:12].isdigit() else 0
+            mark.tail = data
+            if mark.missing is not None and self._withhold(data, mark):
+                return
+        self._deliver(data, data)
+
+    def _deliver(self, data: bytes, shown: bytes) -> None:
+        """Pass on what the upstream said, `data`, as it is to be `shown`."""
         watcher = self.watcher
         if self._house.draining:
-            data = self._say_close(data)
-        self.client.write(data)
+            shown = self._say_close(shown)
+        self.client.write(shown)
         watcher.feed(data)
         if watcher.kinds and not watcher.blind and not watcher.switched:
             return
+        if watcher.finished is not None:
+            self._report(watcher.finished)
+            watcher.finished = None
         if self._spare >= 0 and self._framer is not None and self._framer.between:
             self._close_spare()
         if self._answer:
             self._try_answer()
         elif self._framer is not None and self._framer.awaiting:
             self._settle_switch(self._framer)
+        elif self._gate is not None:
+            self._gate.answers_are_through()
         elif self._house.draining and self.idle:
             self._close_both()
+
+    def _withhold(self, data: bytes, mark: Mark) -> bool:
+        """Keep an answer that may be the 404 of an abliterated model, until it is whole."""
+        if self._kept is None:
+            if not missing.begins(data) or self.watcher.owed != 1 or self.watcher.started:
+                mark.missing = None
+                return False
+            self._kept = b""
+        self._kept += data
+        whole = missing.whole(self._kept)
+        if whole is None:
+            mark.missing = None
+            self._let_go()
+        elif whole and self._amending is None:
+            if self._upstream is not None and not self._upstream_eof:
+                self._upstream.pause_reading()
+            self._amending = self._house.loop.create_task(self._amend(self._kept, mark))
+        return True
+
+    async def _amend(self, answer: bytes, mark: Mark) -> None:
+        shown = await self._house.amend(self.client, answer, mark)
+        self._amending = self._kept = mark.missing = None
+        if self.ended:
+            return
+        if self._upstream is not None and not self._upstream_eof and not self.client_full:
+            self._upstream.resume_reading()
+        self._deliver(answer, shown)
+
+    def _let_go(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept and self._amending is None:
+            self._deliver(kept, kept)
 
     def _say_close(self, data: bytes) -> bytes:
         """While the server stops, answers that begin now tell the client not to send another request here."""
@@ -207,7 +267,15 @@ class Link(asyncio.Protocol):
             return data
         return data[:end] + b"Connection: close\r\n" + data[end:]
 
+    def _upstream_was_idle(self) -> bool:
+        """It leaves while the only request here has not yet gone to it: another connection will do."""
+        return self._gate is not None and self._gate.holding and not self.watcher.owed and not self._answer
+
     def upstream_eof(self) -> bool:
+        self._let_go()
+        if self._upstream_was_idle():
+            self._leave_upstream()
+            return False
         self._upstream_eof = True
         if self._answer:
             self._try_answer()
@@ -226,6 +294,9 @@ class Link(asyncio.Protocol):
             return
         if late and not self._upstream_eof:
             self.upstream_data(late)
+        self._let_go()
+        if self._upstream_was_idle():
+            return
         if self._answer:
             self._upstream_eof = True
             self._try_answer()
@@ -234,6 +305,10 @@ class Link(asyncio.Protocol):
             self._linger()
         else:
             hang_up(self.client, reset=exc is not None)
+
+    def _report(self, marks: list[Mark]) -> None:
+        for mark in marks:
+            self._house.finished(self.client, mark, self.bytes_down - mark.bytes_before)
 
     @property
     def _answered_early(self) -> bool:
@@ -248,7 +323,7 @@ class Link(asyncio.Protocol):
         framer, watcher = self._framer, self.watcher
         if self._lingering:
             return True
-        if framer is None or watcher.blind or self._answer:
+        if framer is None or watcher.blind or self._answer or self._gate is not None:
             return False
         return framer.between and not watcher.kinds and not self._pending
 
@@ -259,7 +334,8 @@ class Link(asyncio.Protocol):
             return 0
         if framer is None or self.watcher.blind:
             return 1
-        return self.watcher.owed or int(not framer.between and not framer.head_open)
+        held = int(self._gate is not None and self._gate.holding)
+        return self.watcher.owed + held or int(not framer.between and not framer.head_open)
 
     def _settle_switch(self, framer: RequestFramer) -> None:
         """The answer to an upgrade is here: a tunnel, or more requests."""
@@ -267,89 +343,13 @@ class Link(asyncio.Protocol):
             self._framer = None
             if early := framer.release():
                 self._send(early)
-            self._resume(_AWAITING)
+            self._resume(AWAITING)
         else:
-            self._resume(_AWAITING)
+            self._resume(AWAITING)
             self._act(framer.resume())
         self._pass_eof()
-
-    def _refuse(self, answer: bytes, *, started: bool = False) -> None:
-        """Read no more requests; say `answer` once the answers owed before it are through. `started`: part of the
-        refused request has gone upstream, where it must not look whole."""
-        if self._lingering or self._answer:
-            return
-        self._answer = answer
-        self._refused_started = started
-        self._try_answer()
-
-    def _try_answer(self) -> None:
-        watcher = self.watcher
-        if self._connecting is not None:
-            if watcher.owed > int(self._refused_started):
-                return  # good requests before it are still on their way
-            self._connecting.cancel()
-            self._connecting = None
-            watcher.kinds.clear()
-        if self._upstream is None or self._upstream_eof:
-            # Whatever was owed will not come any more; only behind whole answers is there room for ours.
-            self._finish(self._answer if not watcher.owed or (self._refused_started and self._unanswered) else b"")
-        elif watcher.blind:
-            write_eof(self._upstream)  # its own end of file will tell when it has said everything
-        elif watcher.owed <= int(self._refused_started):
-            self._finish(self._answer if not watcher.owed or not watcher.started else b"")
-
-    @property
-    def _unanswered(self) -> bool:
-        return self.watcher.owed == 1 and not self.watcher.started
-
-    def _finish(self, answer: bytes) -> None:
-        """Our last word to this client."""
-        self._answer = b""
-        if self._upstream is not None:
-            # Part of a request may have gone there: a reset, so that it can't be taken for a whole one.
-            hang_up(self._upstream, reset=self._refused_started)
-        if answer and not self.client.is_closing():
-            self.client.write(answer)
-        self._linger()
-
-    def _linger(self) -> None:
-        """Half-close, and listen on without hearing: closing at once would reset what the client has yet to read."""
-        self._lingering = True
-        self._framer = None
-        self._pending.clear()
-        if self.client.is_closing():
-            return
-        write_eof(self.client)
-        if self._client_eof:
-            self.client.close()
-            return
-        self._resume(self._paused)
-        self._timer = self._house.loop.call_later(self._house.timing.linger_seconds, self.client.abort)
-
-    def _close_spare(self) -> None:
-        if self._spare >= 0:
-            os.close(self._spare)
-            self._spare = -1
-
-    def _close_both(self) -> None:
-        if self._upstream is not None:
-            self._upstream.close()
-        self.client.close()
 
     def retire(self) -> None:
         """The server stops: leave now if nothing is under way."""
         if self.idle:
             self._close_both()
-
-    def _pause(self, reason: int) -> None:
-        if not self._paused and not self._client_eof and not self.client.is_closing():
-            self.client.pause_reading()
-        self._paused |= reason
-
-    def _resume(self, reason: int) -> None:
-        was, self._paused = self._paused, self._paused & ~reason
-        if was and not self._paused and not self._client_eof and not self.client.is_closing():
-            self.client.resume_reading()
-
-    def upstream_full(self, full: bool) -> None:
-        (self._pause if full else self._resume)(_UPSTREAM_FULL)

@@ -9,12 +9,15 @@ Does not know: what an answer says.
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import deque
 from typing import Final
 
 import httptools
 
 from abliterated.proxy import framing
+from abliterated.proxy.marks import Mark
 
 PLAIN: Final = 0
 HEAD: Final = 1  # the answer has no body, whatever its header says
@@ -28,16 +31,40 @@ def kind_of(head: framing.Head) -> int:
     return TUNNEL if head.method == b"CONNECT" else PLAIN
 
 
+_REMEMBER_LIMIT: Final = 1024
+_FINAL_STATUS = re.compile(rb"HTTP/1\.1 (?:20[0-35-9]|4[0-9][0-9]|5[0-9][0-9]) ")
+_LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,15})\r\n")
+
+
+@functools.lru_cache(maxsize=256)
+def plain_length(head: bytes) -> int:
+    """The body's length where this head says it beyond doubt; -1 means ask llhttp."""
+    lowered = head.lower()
+    found = _LENGTH.findall(lowered)
+    if (
+        len(found) != 1
+        or lowered.count(b"content-length") != 1
+        or b"transfer-encoding" in lowered
+        or b"upgrade" in lowered
+        or _FINAL_STATUS.match(head) is None
+    ):
+        return -1
+    return int(found[0])
+
+
 class ResponseWatcher:
     """Tell it of every request sent (`expect`) and every byte received (`feed`)."""
 
-    __slots__ = ("_held", "_parser", "blind", "kinds", "started", "switched")
+    __slots__ = ("_held", "_marks", "_parser", "blind", "finished", "kinds", "mark", "started", "switched")
 
     def __init__(self) -> None:
         self.kinds: deque[int] = deque()  # of the requests not yet answered
         self.blind = False
         self.started = False  # the answer to the oldest of them has begun
         self.switched = False
+        self.mark: Mark | None = None  # of the oldest of them
+        self.finished: list[Mark] | None = None  # whose answers are through
+        self._marks: deque[Mark | None] | None = None  # beside `kinds`, from the first mark on
         self._parser: httptools.HttpResponseParser | None = None
         self._held = b""
 
@@ -45,11 +72,16 @@ class ResponseWatcher:
     def owed(self) -> int:
         return len(self.kinds)
 
-    def expect(self, kind: int) -> None:
+    def expect(self, kind: int, mark: Mark | None = None) -> None:
         if kind == HEAD and self.kinds:
             # llhttp can't be told in mid-buffer that the next answer has no body.
             self.blind = True
+        if mark is not None and self._marks is None:
+            self._marks = deque([None] * len(self.kinds))
         self.kinds.append(kind)
+        if self._marks is not None:
+            self._marks.append(mark)
+            self.mark = self._marks[0]
 
     def feed(self, data: bytes) -> None:
         if self.blind or self.switched:
@@ -57,6 +89,14 @@ class ResponseWatcher:
         if not self.kinds:
             self.blind = True  # nobody asked
             return
+        if not self.started and len(self.kinds) == 1 and self.kinds[0] == PLAIN:
+            # A whole short answer in one piece, its head seen before: the usual case, at a tenth of the price.
+            end = data.find(b"\r\n\r\n", 0, _REMEMBER_LIMIT) + 4
+            if end > 3:
+                length = plain_length(data[:end])
+                if length >= 0 and length == len(data) - end:
+                    self._done()
+                    return
         self.started = True
         if self.kinds[0] == HEAD:
             data = self._feed_bodyless(data)
@@ -79,8 +119,12 @@ class ResponseWatcher:
             # An answer beyond the ones owed ends here as well (the callback raises).
             self.blind = True
 
-    def close(self) -> None:
+    def close(self) -> list[Mark]:
+        """No more will come; returns the marks of what was never answered whole."""
         self._parser = None  # it holds our callbacks, and we hold it
+        left = [mark for mark in self._marks or () if mark is not None]
+        self._marks = self.mark = None
+        return left
 
     def _feed_bodyless(self, data: bytes) -> bytes:
         """Read answers that are heads only; returns what lies behind the final one."""
@@ -101,6 +145,10 @@ class ResponseWatcher:
     def _done(self) -> None:
         self.kinds.popleft()
         self.started = False
+        if self._marks is not None:
+            if (mark := self._marks.popleft()) is not None:
+                self.finished = [mark] if self.finished is None else [*self.finished, mark]
+            self.mark = self._marks[0] if self._marks else None
 
     # llhttp's callbacks
 

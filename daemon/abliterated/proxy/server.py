@@ -11,21 +11,44 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from abliterate.contract.errors import RecipeError
 from abliterated.proxy import listen as addresses
-from abliterated.proxy import policy
+from abliterated.proxy import missing, policy, routing
+from abliterated.proxy.access import AccessLog
+from abliterated.proxy.assist import Assistant, Wanted
 from abliterated.proxy.headers import HostGuard
+from abliterated.proxy.marks import Mark, Tally
 from abliterated.proxy.relay import Link
 from abliterated.proxy.wiring import Timing
+
+if TYPE_CHECKING:
+    from abliterated.proxy.gate import Gate
 
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS: Final = 30.0
+_REMARK_SECONDS: Final = 5.0
+_REMEMBER_BYTES, _REMEMBER_REQUESTS = 1024, 256
 _SETTLE_SECONDS: Final = 0.3  # for connections accepted but not yet attached, and for idle clients' last requests
+
+
+class Steering(msgspec.Struct, frozen=True):
+    """What a person has said of names, and of what is noted. `others`: pattern and URL of each further upstream."""
+
+    patterns: tuple[str, ...] = ("*-abliterated",)
+    aliases: tuple[tuple[str, str], ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
+    hold_seconds: float = 60.0
+    observe: bool = False
+    access_log: str = ""
+
+    def rules(self) -> routing.Rules:
+        numbered = [(pattern, number) for number, (pattern, _) in enumerate(self.others, 1)]
+        return routing.make_rules(list(self.patterns), dict(self.aliases), numbered)
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -55,10 +78,13 @@ class Proxy:
         allowed_hosts: Iterable[str] = (),
         sockets: Sequence[socket.socket] = (),
         timing: Timing | None = None,
+        steering: Steering | None = None,
+        remark: missing.Remark = missing.remark_command,
     ) -> None:
         texts = [listen] if isinstance(listen, str) else list(listen)
         self._listen = [addresses.parse_listen(text) for text in texts if text]
-        self._upstream = addresses.parse_upstream(upstream)
+        others = steering.others if steering else ()
+        self._upstreams = [addresses.parse_upstream(url) for url in (upstream, *(url for _, url in others))]
         self._given = list(sockets)
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
         if not self._listen and not self._given:
@@ -72,8 +98,20 @@ class Proxy:
                         remedy="listen on 127.0.0.1, or allow remote clients explicitly if that is meant",
                     )
         self.timing = timing or Timing()
-        self.upstream_name = str(self._upstream)
-        self.view = policy.View()
+        self.upstream_names = [str(address) for address in self._upstreams]
+        self._view = policy.View()
+        if steering is not None:
+            self._view = policy.View(
+                rules=steering.rules(), hold_seconds=steering.hold_seconds, observe=steering.observe
+            )
+        self._remark = remark
+        self.assistant: Assistant | None = None
+        self.wanted: Wanted | None = None
+        self.waiting: set[Gate] = set()
+        self.held_bytes = 0
+        self.tally = Tally()
+        self.access = AccessLog(steering.access_log) if steering and steering.access_log else None
+        self.known: dict[bytes, int] = {}  # whole requests that go on as they are, and the kind of their answer
         self.links: set[Link] = set()
         self.draining = False
         self._bound: list[addresses.Address] = []
@@ -91,7 +129,10 @@ class Proxy:
             for address in self._listen:
                 bound += addresses.bind(address)
             mine = [addresses.bound_address(listener) for listener in (*self._given, *bound)]
-            await asyncio.to_thread(addresses.check_not_self, mine, self._upstream)
+            for upstream in self._upstreams:
+                await asyncio.to_thread(addresses.check_not_self, mine, upstream)
+            if self.access is not None:
+                self.access.open(self.loop)
         except BaseException:
             for listener in bound:
                 listener.close()
@@ -99,14 +140,15 @@ class Proxy:
         self._sockets = [*self._given, *bound]
         self._bound = mine
         self._made = addresses.inodes(map(addresses.bound_address, bound))
-        if self._upstream.loopback and not all(address.loopback for address in mine):
+        upstream = self._upstreams[0]
+        if upstream.loopback and not all(address.loopback for address in mine):
             guard = HostGuard(
                 socket.gethostname(),
                 addresses.machine_addresses(),
                 self._allowed_hosts,
-                f"localhost:{self._upstream.port}" if self._upstream.port else "localhost",
+                f"localhost:{upstream.port}" if upstream.port else "localhost",
             )
-            self.view = msgspec.structs.replace(self.view, guard=guard)
+            self.change(guard=guard)
         for listener in self._sockets:
             listener.setblocking(False)
             if listener.family == socket.AF_UNIX:
@@ -114,7 +156,7 @@ class Proxy:
             else:
                 server = await self.loop.create_server(self._link, sock=listener, backlog=4096)
             self._servers.append(server)
-        log.info("listening on %s for %s", self.addresses, self.upstream_name, extra={"action": "proxy_started"})
+        log.info("listening on %s for %s", self.addresses, self.upstream_names[0], extra={"action": "proxy_started"})
 
     @property
     def addresses(self) -> list[str]:
@@ -155,6 +197,8 @@ class Proxy:
         await self._wait_empty(1.0)
         if cut:
             log.warning("cut %d connections", len(cut), extra={"action": "proxy_cut"})
+        if self.access is not None:
+            await self.access.close()
         addresses.unlink(self._made)
 
     async def _stop_accepting(self) -> None:
@@ -179,11 +223,29 @@ class Proxy:
         self._accepted += 1
         return Link(self)
 
-    async def dial(self, factory: Callable[[], asyncio.BaseProtocol]) -> object:
-        where = self._upstream
-        if where.path:
-            return await self.loop.create_unix_connection(factory, where.path)
-        return await self.loop.create_connection(factory, where.host, where.port)
+    async def dial(self, factory: Callable[[], asyncio.BaseProtocol], where: int) -> object:
+        address = self._upstreams[where]
+        if address.path:
+            return await self.loop.create_unix_connection(factory, address.path)
+        return await self.loop.create_connection(factory, address.host, address.port)
+
+    @property
+    def view(self) -> policy.View:
+        return self._view
+
+    def change(self, **what: Any) -> None:
+        """Replace parts of the view; what waited for that goes on."""
+        self._view = msgspec.structs.replace(self._view, **what)
+        self.known.clear()
+        if self._view.busy == "share":
+            for gate in list(self.waiting):
+                gate.device_is_free()
+
+    def remember(self, raw: bytes, kind: int) -> None:
+        if len(raw) <= _REMEMBER_BYTES and self.access is None:
+            if len(self.known) >= _REMEMBER_REQUESTS:
+                self.known.clear()
+            self.known[raw] = kind
 
     def retire(self, link: Link) -> None:
         """A link has ended: keep its counts."""
@@ -194,10 +256,32 @@ class Proxy:
         if not self.links:
             self._emptied.set()
 
-    def upstream_failed(self, error: OSError) -> None:
+    def upstream_failed(self, error: OSError, where: int) -> str:
+        name = self.upstream_names[where]
         if not self._errors:
-            log.warning("can't reach %s: %s", self.upstream_name, error, extra={"action": "upstream_unreachable"})
+            log.warning("can't reach %s: %s", name, error, extra={"action": "upstream_unreachable"})
         self._errors += 1
+        return name
+
+    def finished(self, client: asyncio.Transport, mark: Mark, size: int) -> None:
+        now = self.loop.time()
+        if mark.route:
+            self.tally.ended(mark, now)
+        if self.access is not None:
+            self.access.note(addresses.peer_of(client), mark, now, size)
+
+    async def amend(self, client: asyncio.Transport, answer: bytes, mark: Mark) -> bytes:
+        """The 404 for an abliterated model, with what there is to say behind it."""
+        place = mark.missing
+        assert place is not None
+        self.tally.of(mark.route, mark.model).missing += 1
+        missed = missing.Missed(place.name, place.base, missing.command_for(place), addresses.is_local(client))
+        try:
+            remark = await asyncio.wait_for(self._remark(missed), _REMARK_SECONDS)
+        except Exception:
+            log.exception("no remark on %s", place.name, extra={"action": "remark_failed"})
+            remark = await missing.remark_command(missed)
+        return missing.amended(answer, remark) if remark else answer
 
 
 def run(listen: str, upstream: str, *, allow_remote: bool = False) -> int:

@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import msgspec
 
 from abliterated.proxy import policy
+from abliterated.proxy.access import AccessLog
+from abliterated.proxy.assist import Assistant, Wanted
+from abliterated.proxy.marks import Mark, Tally
 
 if TYPE_CHECKING:
+    from abliterated.proxy.gate import Gate
+    from abliterated.proxy.pair import Pair
     from abliterated.proxy.relay import Link
 
 
@@ -28,17 +33,32 @@ class House(Protocol):
     """What a link needs of its server."""
 
     loop: asyncio.AbstractEventLoop
-    view: policy.View
     timing: Timing
     draining: bool
     links: set[Link]
-    upstream_name: str
+    known: dict[bytes, int]
+    waiting: set[Gate]
+    held_bytes: int
+    assistant: Assistant | None
+    wanted: Wanted | None
+    tally: Tally
+    access: AccessLog | None
+    upstream_names: list[str]
 
-    def dial(self, factory: Callable[[], asyncio.BaseProtocol]) -> Coroutine[Any, Any, object]: ...
+    @property
+    def view(self) -> policy.View: ...
+
+    def dial(self, factory: Callable[[], asyncio.BaseProtocol], where: int) -> Coroutine[Any, Any, object]: ...
+
+    def remember(self, raw: bytes, kind: int) -> None: ...
 
     def retire(self, link: Link) -> None: ...
 
-    def upstream_failed(self, error: OSError) -> None: ...
+    def upstream_failed(self, error: OSError, where: int) -> str: ...
+
+    async def amend(self, client: asyncio.Transport, answer: bytes, mark: Mark) -> bytes: ...
+
+    def finished(self, client: asyncio.Transport, mark: Mark, size: int) -> None: ...
 
 
 class Upstream(asyncio.Protocol):
@@ -46,8 +66,8 @@ class Upstream(asyncio.Protocol):
 
     __slots__ = ("_link", "data_received")
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, pair: Pair) -> None:
+        link = self._link = cast("Link", pair)
         self.data_received = link.upstream_data  # type: ignore[method-assign]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -64,3 +84,7 @@ class Upstream(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._link.upstream_full(False)
+
+
+class Deaf(asyncio.Protocol):
+    """For a connection that is being left: what it still says is nobody's."""

@@ -1,0 +1,249 @@
+"""Search: ours and the published Heretic at their default settings, side by side on small models that refuse.
+
+    python -m bench.search                          # the whole zoo, one seed; three on the first model
+    python -m bench.search --model moe              # one model; its figures are merged into bench/results.json
+    python -m bench.search --real DIR --questions FILE
+
+Same prompts, threads, seed and system prompt; both sides read the same folder and save one; one scorer that knows
+neither asks both what was saved (`search_scorer`). Heretic's pick is the trial with the fewest refusals, then the least
+KL. The zoo is trained on the first run and kept in the user's cache. What small models show is that methods differ, and
+which is cheaper; not how real ones fare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench import search_heretic
+from bench.search_tables import bars, table
+
+ROOT: Final = Path(__file__).parents[1]
+RESULTS: Final = Path(__file__).with_name("results.json")
+SYSTEM: Final = "You are a helpful assistant."
+REFUSER: Final = "refuser"
+ZOO: Final = ("llama", "postnorm", "moe", "hybrid", "delayed", "two-reasons")
+SEEDS: Final = (0, 1, 2)
+THREADS: Final = 1
+
+
+def cache() -> Path:
+    """The user's cache folder."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("abliterated"))
+
+
+def trained(name: str) -> Path:
+    """A model of the zoo, trained now if it never was."""
+    folder = cache() / "zoo" / name
+    if name == REFUSER:
+        return _refuser(folder)
+    if not (folder / "trained.json").is_file():
+        print(f"training {name}: about three minutes …", file=sys.stderr)
+        command = [sys.executable, str(ROOT / "tools" / "train_zoo.py"), "--out", str(folder.parent), "--only", name]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def _refuser(folder: Path) -> Path:
+    """The shipped refuser as a folder that both sides read, its thinking switched off, with its own questions."""
+    if (folder / "questions.jsonl").is_file():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from abliterated.refuser import files, held_out
+
+    shipped = files()
+    folder.mkdir(parents=True, exist_ok=True)
+    where = {"pretrained_model_name_or_path": str(shipped.model.parent), "gguf_file": shipped.model.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    template = shipped.template_jinja.read_text(encoding="utf-8")
+    tokenizer.chat_template = "{%- set enable_thinking = false %}" + template
+    tokenizer.padding_side, tokenizer.pad_token = "left", "<|endoftext|>"
+    tokenizer.save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(**where, dtype="float32").save_pretrained(folder)
+    shutil.copy(shipped.harmful, folder / "harmful.txt")
+    shutil.copy(shipped.harmless, folder / "harmless.txt")
+    asked = [{"prompt": one.prompt, "class": one.kind, "right": [[one.expected]]} for one in held_out()]
+    text = "".join(json.dumps(line) + "\n" for line in asked)
+    (folder / "questions.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def ours(folder: Path, place: Path, seed: int) -> dict[str, Any]:
+    """One default run of `abliterated work`; the saved folder is `place/edited`."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    recipe = [
+        f"model = {json.dumps(str(folder))}",
+        'name = "edited"',
+        "[prompts]",
+        f"harmful = {json.dumps(str(folder / 'harmful.txt'))}",
+        f"harmless = {json.dumps(str(folder / 'harmless.txt'))}",
+        f"system = {json.dumps(SYSTEM)}",
+        f"seed = {seed}",
+        "[export]",
+        'format = "safetensors"',
+    ]
+    (place / "recipe.toml").write_text("\n".join(recipe) + "\n", encoding="utf-8")
+    began = time.monotonic()
+    command = [sys.executable, "-m", "abliterated.cli", "work", str(place / "recipe.toml"), "--out", str(place / "out")]
+    threads = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+    with (place / "output.txt").open("w") as output:
+        process = subprocess.Popen([*command, "--quiet"], stdout=output, stderr=output, env=os.environ | threads)
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    result = place / "out" / "result.json"
+    if not result.is_file():
+        raise SystemExit(f"our run on {folder.name} failed: {(place / 'output.txt').read_text()[-800:]}")
+    told = json.loads(result.read_text())
+    return {
+        "wall_s": round(seconds, 2),
+        "processor_s": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_mb": round(usage.ru_maxrss / 1024, 1),
+        "exit_code": process.returncode,
+        "tokens_decoded": told["metrics"].get("tokens_decoded_run", told["metrics"].get("tokens_decoded")),
+        "tokens_prefilled": told["metrics"].get("tokens_prefilled_run"),
+        "rank": told["direction"]["rank"],
+        "direction": told["direction"]["digest"],
+        "content": told["content"],
+        "seconds": told["seconds"],
+    }
+
+
+def heretic(folder: Path, place: Path, seed: int, trials: int) -> dict[str, Any]:
+    """One default run of Heretic on the prompts that our run draws; the saved folder is `place/edited`."""
+    from abliterate.contract.recipe import Prompts
+    from abliterated.pipeline.prompts import read_prompts
+
+    drawn = read_prompts(
+        Prompts(harmful=str(folder / "harmful.txt"), harmless=str(folder / "harmless.txt"), seed=seed)
+    )
+    prompts: dict[str, Sequence[str]] = {}
+    for name, split in (("good", drawn.harmless), ("bad", drawn.harmful)):
+        prompts[name] = split.training
+        prompts[f"{name}_evaluation"] = (*split.validation, *split.held_out)[:100]
+    return search_heretic.run(
+        search_heretic.environment(cache()),
+        folder,
+        prompts,
+        place / "edited",
+        place / "heretic",
+        trials=trials,
+        seed=seed,
+        system=SYSTEM,
+        threads=THREADS,
+    )
+
+
+def scored(folder: Path, edited: Path) -> dict[str, float]:
+    """What the one scorer says."""
+    command = [sys.executable, "-m", "bench.search_scorer", str(folder), str(edited)]
+    done = subprocess.run(
+        [*command, str(folder / "questions.jsonl"), SYSTEM], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compared(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Both sides on one model with one seed."""
+    folder = trained(name)
+    place = cache() / "bench-search" / f"{name}-{seed}"
+    kept = place / "heretic.json"
+    if "heretic" in options.side and not (options.reuse and kept.is_file()):
+        print(f"{name}, seed {seed}: Heretic …", file=sys.stderr)
+        try:
+            found = heretic(folder, place, seed, options.heretic_trials)
+            found["score"] = scored(folder, place / "edited")
+        except search_heretic.NoHeretic as error:
+            found = {"failed": str(error)}
+        place.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found, indent=2))
+    theirs = json.loads(kept.read_text()) if kept.is_file() else {"failed": "not run"}
+    if "ours" not in options.side:
+        return {"seed": seed, "heretic": theirs}
+    print(f"{name}, seed {seed}: ours …", file=sys.stderr)
+    first = ours(folder, place / "ours", seed)
+    first["score"] = scored(folder, place / "ours" / "out" / "edited")
+    again = ours(folder, place / "again", seed) if options.again else first
+    same = (first["direction"], first["content"]) == (again["direction"], again["content"])
+    return {"seed": seed, "ours": first, "heretic": theirs, "rerun_identical": same if options.again else None}
+
+
+def figures(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What results.json keeps of one model: medians over the seeds."""
+
+    def middle(side: str, *keys: str) -> float | None:
+        found = []
+        for run in runs:
+            value: Any = run.get(side, {})
+            for key in keys:
+                value = value.get(key) if isinstance(value, dict) else None
+            if isinstance(value, int | float):
+                found.append(float(value))
+        return statistics.median(found) if found else None
+
+    kept: dict[str, Any] = {"seeds": [run["seed"] for run in runs]}
+    for side in ("ours", "heretic"):
+        for key in ("wall_s", "processor_s", "peak_mb", "tokens_decoded", "tokens_prefilled"):
+            kept[f"{key}_{side}"] = middle(side, key)
+        for key, name in (("refusals", "refusals"), ("kl32", "kl"), ("exact", "exact"), ("complied", "complied")):
+            kept[f"{name}_{side}"] = middle(side, "score", key)
+    kept["questions"] = middle("ours", "score", "questions")
+    kept["rank_ours"] = middle("ours", "rank")
+    for key in ("wall", "processor"):
+        one, other = kept[f"{key}_s_ours"], kept[f"{key}_s_heretic"]
+        kept[f"{key}_ratio"] = one / other if one and other else None
+    reruns = [run["rerun_identical"] for run in runs if run.get("rerun_identical") is not None]
+    kept["rerun_identical"] = all(reruns) if reruns else None
+    failed = [run["heretic"]["failed"] for run in runs if "failed" in run.get("heretic", {})]
+    return kept | ({"heretic_failed": failed[0]} if failed else {})
+
+
+def merge(models: dict[str, Any]) -> None:
+    """Into bench/results.json, beside what others measured."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    search = known.setdefault("search", {})
+    search.setdefault("models", {}).update(models)
+    temporary = RESULTS.with_name(f".{RESULTS.name}.part")
+    temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+    temporary.replace(RESULTS)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="make bench-search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", action="append", choices=(*ZOO, REFUSER), help="these alone")
+    parser.add_argument("--seeds", type=int, help="so many seeds on each model (default: 3 on the first, then 1)")
+    parser.add_argument("--heretic-trials", type=int, default=search_heretic.DEFAULT_TRIALS, help="fewer, to try it out")
+    parser.add_argument("--side", action="append", choices=("ours", "heretic"), help="this side alone")
+    parser.add_argument("--reuse", action="store_true", help="take Heretic's result of an earlier run where there is one")
+    parser.add_argument("--again", action="store_true", help="run ours twice and compare the bytes")
+    options = parser.parse_args()
+    options.side = options.side or ["ours", "heretic"]
+    models = {}
+    for number, name in enumerate(options.model or (*ZOO, REFUSER)):
+        seeds = SEEDS[: options.seeds] if options.seeds else SEEDS if number == 0 and not options.model else SEEDS[:1]
+        runs = [compared(name, seed, options) for seed in seeds]
+        if "ours" in options.side:
+            models[name] = figures(runs)
+            merge({name: models[name]})
+    print(table(models))
+    return 0 if bars(models) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

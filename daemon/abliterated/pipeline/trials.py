@@ -1,0 +1,254 @@
+"""Trying changes without touching a weight: what is added to the residual stream loses its share along some
+directions, layer by layer as strongly as a change says, and two things are read off, by prefill alone:
+
+the refusal score of harmful prompts, log p − log(1 − p) of p = the model goes on with one of its own refusals at the
+point of decision; and how far harmless answers stray, KL over the tokens of the model's own ones (teacher forcing).
+Equal to the plain edit of every writer. Many changes go through the model in one pass. Does not know what to try next.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from abliterated.pipeline.activations import tail_logits
+from abliterated.pipeline.contributions import Contributions, find_contributions
+from abliterated.pipeline.directions import Float32, Float64
+from abliterated.pipeline.edit import seen_through_norms
+from abliterated.pipeline.generation import greedy
+from abliterated.pipeline.loading import Loaded
+from abliterated.pipeline.measure import OPENING_TOKENS, Behaviour
+from abliterated.pipeline.passes import Pass, Rows, run_pass
+from abliterated.pipeline.refusal_openings import decision
+from abliterated.pipeline.rendering import Renderer
+from abliterated.pipeline.taps import decoder_layers, stream_of
+from abliterated.pipeline.watch import Watch
+
+KL_TOKENS: Final = 32
+# Of a token's distribution the likeliest so many are kept, and the rest as one: KL is exact but for what moves in there.
+LIKELIEST: Final = 128
+_MLP: Final = re.compile(r"mlp|ffn|ffw|feed_?forward|moe|expert", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Change:
+    """`vectors`: orthonormal rows to remove, (1 or layers, rank, hidden); `strengths`: (layers, 2), attention and MLP."""
+
+    vectors: Float32
+    strengths: Float64
+
+
+@dataclass(frozen=True)
+class Scores:
+    """By prompt: refusal score of the harmful ones, mean KL of the harmless ones."""
+
+    refusal: Float64
+    kl: Float64
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Harmless prompts with the model's own answers behind them, and what it expected at each of their tokens:
+    the likeliest tokens (prompts, tokens, LIKELIEST), their log probabilities, and that of all others together."""
+
+    rows: Rows
+    lengths: tuple[int, ...]
+    tokens: torch.Tensor
+    expected: torch.Tensor
+    others: torch.Tensor
+
+
+class Trials:
+    """One model, the prompts it is tried on, and what it does as it is."""
+
+    def __init__(self, loaded: Loaded, renderer: Renderer, behaviour: Behaviour, watch: Watch, *, gains: bool) -> None:
+        self.loaded, self.renderer, self.behaviour, self.watch = loaded, renderer, behaviour, watch
+        self.layers = loaded.source.layers
+        self.gains = gains  # whether directions are seen through norms between writer and stream
+        self.harmful: Rows = ()
+        self.harmless: Rows = ()
+        self.beginnings: tuple[int, ...] = ()  # how many of a harmful row's tokens are its answer's beginning
+        self.answered: Answered
+        self.contributions: Contributions
+        self._paths: list[list[int]] = []
+
+    def ask(self, harmful: Sequence[str], harmless: Sequence[str], tokens: int = KL_TOKENS) -> int:
+        """Make ready to be tried on these; the number of harmful prompts left, those the model refuses."""
+        rows = self.renderer.all_tokens(harmful)
+        self.contributions = find_contributions(self.loaded, max(rows, key=len), self.watch)
+        self._paths = path_numbers(self.loaded, self.contributions)
+        openings = self.behaviour.openings
+        if openings.late:
+            begun = greedy(self.loaded, rows, OPENING_TOKENS, self.watch, "reading where it decides")
+            places = [decision(self.loaded.tokenizer, answer, openings.ambiguous) for answer in begun]
+            chosen = [(row, answer[:place]) for row, answer, place in zip(rows, begun, places, strict=True) if place]
+            self.harmful = [row + beginning for row, beginning in chosen]
+            self.beginnings = tuple(len(beginning) for _, beginning in chosen)
+        else:
+            self.harmful, self.beginnings = rows, (0,) * len(rows)
+            nothing = Change(np.zeros((1, 1, self.loaded.source.hidden_size), np.float32), np.zeros((self.layers, 2)))
+            refused = self.scored([nothing], len(rows), 0, "reading what it refuses")[0].refusal > 0
+            if refused.sum() >= min(4, len(rows)):
+                self.harmful = [row for row, no in zip(rows, refused, strict=True) if no]
+                self.beginnings = (0,) * len(self.harmful)
+        self.harmless = self.renderer.all_tokens(harmless)
+        self.answered = self._answers(self.harmless, tokens)
+        return len(self.harmful)
+
+    def scored(self, changes: Sequence[Change], harmful: int, harmless: int, message: str) -> list[Scores]:
+        """Every change on the first so many prompts of each class."""
+        rows, answered = self.harmful[:harmful], self.answered.rows[:harmless] if harmless else []
+        refusal, kl = np.zeros((len(changes), len(rows))), np.zeros((len(changes), len(answered)))
+        total = len(changes) * (len(rows) + len(answered))
+
+        def changing(numbers: list[int]) -> AbstractContextManager[Any]:
+            return ChangedModel(self, [changes[number] for number in numbers])
+
+        tail = 1 + max(self.beginnings[: len(rows)], default=0)
+        for pairs, logits in self.tried(len(changes), rows, tail, changing, (0, total, message)):
+            for (change, row), found in zip(pairs, torch.log_softmax(logits, dim=-1), strict=True):
+                refusal[change, row] = self._refusing(found, row)
+        if answered:
+            tail = max(self.answered.lengths)
+            for pairs, logits in self.tried(len(changes), answered, tail, changing, (refusal.size, total, message)):
+                for (change, row), found in zip(pairs, torch.log_softmax(logits, dim=-1), strict=True):
+                    kl[change, row] = self._strayed(found, row)
+        return [Scores(one.round(6), other.round(8)) for one, other in zip(refusal, kl, strict=True)]
+
+    def tried(
+        self,
+        changes: int,
+        rows: Rows,
+        tail: int,
+        changing: Callable[[list[int]], AbstractContextManager[Any]],
+        place: tuple[int, int, str],
+    ) -> Iterator[tuple[list[tuple[int, int]], torch.Tensor]]:
+        """Every change with every row, all in one pass: (change, row) pairs and their logits."""
+        pairs = [(number, row) for row in range(len(rows)) for number in range(changes)]
+        asked = Pass(
+            [rows[row] for _, row in pairs],
+            tail=tail,
+            variants=tuple(number for number, _ in pairs),
+            changing=changing,
+        )
+        for part in run_pass(self.loaded, asked, self.watch, place[2], place[:2]):
+            assert part.logits is not None
+            yield [pairs[number] for number in part.rows], part.logits
+
+    def _refusing(self, found: torch.Tensor, row: int) -> float:
+        """The refusal score from the log probabilities (tail, vocabulary) of one row."""
+        begun = self.beginnings[row]
+        reached = 0.0
+        if begun:
+            beginning = torch.tensor(self.harmful[row][-begun:], device=found.device)[:, None]
+            reached = float(found[-1 - begun : -1].gather(1, beginning).double().sum())
+        return float(self.behaviour.scores(found[-1], reached))
+
+    def _strayed(self, found: torch.Tensor, row: int) -> float:
+        """Mean KL over one answer's tokens, from the log probabilities (tail, vocabulary)."""
+        length, base = self.answered.lengths[row], self.answered
+        found = found[-length:]
+        tokens, expected, others = base.tokens[row, -length:], base.expected[row, -length:], base.others[row, -length:]
+        now = found.gather(1, tokens).double()
+        rest = torch.log((1.0 - now.exp().sum(-1)).clamp(min=1e-9))
+        parts = (expected.exp() * (expected - now)).sum(-1) + others.exp() * (others - rest)
+        return max(0.0, float(parts.mean()))
+
+    def _answers(self, rows: Rows, tokens: int) -> Answered:
+        begun = greedy(self.loaded, rows, tokens, self.watch, "answering harmless prompts")
+        # Teacher forcing: the position before each token of the answer predicts it.
+        whole = [row + answer[:-1] for row, answer in zip(rows, begun, strict=True)]
+        lengths = tuple(max(1, len(answer)) for answer in begun)
+        asked = Pass(whole, tail=max(lengths))
+        kept: list[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        for part in run_pass(self.loaded, asked, self.watch, "reading harmless answers"):
+            assert part.logits is not None
+            found = torch.log_softmax(part.logits, dim=-1)
+            best = found.topk(min(LIKELIEST, found.shape[-1] - 1), dim=-1)
+            values = best.values.double()
+            others = torch.log((1.0 - values.exp().sum(-1)).clamp(min=1e-9))
+            kept.append((part.rows, best.indices, values, others))
+        order = torch.tensor([row for numbers, *_ in kept for row in numbers]).argsort()
+        indices, values, others = (torch.cat([one[part] for one in kept])[order.to(kept[0][part].device)] for part in (1, 2, 3))  # type: ignore[index, union-attr]
+        return Answered(whole, lengths, indices, values, others)
+
+
+class ChangedModel:
+    """While open, each row of the batch runs under its own change."""
+
+    def __init__(self, trials: Trials, changes: Sequence[Change]) -> None:
+        self.trials, self.changes = trials, changes
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> ChangedModel:
+        for layer, parts in enumerate(self.trials.contributions.layers):
+            for part, path in zip(parts, self.trials._paths[layer], strict=True):
+                strengths = [float(change.strengths[layer, path]) for change in self.changes]
+                if not any(strengths):
+                    continue
+                gain = part.gain if self.trials.gains else None
+                vectors = self._seen(layer, gain)
+                scaled = vectors * torch.tensor(strengths, device=vectors.device)[:, None, None]
+                if part.gain is None:
+                    self._hooks.append(part.module.register_forward_hook(_from_output(vectors, scaled)))
+                else:
+                    self._hooks.append(part.module.register_forward_pre_hook(_from_input(vectors, scaled)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _seen(self, layer: int, gain: torch.Tensor | None) -> torch.Tensor:
+        """Each row's directions at this layer, (rows, rank, hidden); lower ranks are filled up with zeros."""
+        gains = () if gain is None else (gain.cpu().numpy().astype(np.float32),)
+        known: dict[int, Float32] = {}
+        for change in self.changes:
+            if id(change) not in known:
+                vectors = change.vectors[layer if len(change.vectors) > 1 else 0]
+                known[id(change)] = seen_through_norms(vectors, gains)
+        rank = max(len(vectors) for vectors in known.values())
+        found: NDArray[np.float32] = np.zeros((len(self.changes), rank, self.changes[0].vectors.shape[-1]), np.float32)
+        for row, change in enumerate(self.changes):
+            vectors = known[id(change)]
+            found[row, : len(vectors)] = vectors
+        return torch.from_numpy(found).to(self.trials.loaded.device)
+
+
+def path_numbers(loaded: Loaded, contributions: Contributions) -> list[list[int]]:
+    """For each contribution whether it is attention-like (0) or MLP-like (1), by what its module is called."""
+    found = []
+    for layer, parts in zip(decoder_layers(loaded.model), contributions.layers, strict=True):
+        names = {module: name for name, module in layer.named_modules()}
+        found.append([int(_MLP.search(names[part.module]) is not None) for part in parts])
+    return found
+
+
+def _from_output(vectors: torch.Tensor, scaled: torch.Tensor) -> Any:
+    def hook(_: torch.nn.Module, __: Any, output: Any) -> Any:
+        changed = _without(stream_of(output), vectors, scaled)
+        return (changed, *output[1:]) if isinstance(output, tuple | list) else changed
+
+    return hook
+
+
+def _from_input(vectors: torch.Tensor, scaled: torch.Tensor) -> Any:
+    def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> Any:
+        return (_without(args[0], vectors, scaled), *args[1:])
+
+    return hook
+
+
+def _without(stream: torch.Tensor, vectors: torch.Tensor, scaled: torch.Tensor) -> torch.Tensor:
+    """The stream less λ times its share along each row's directions, worked out in float32."""
+    wide = stream.float().reshape(len(vectors), -1, stream.shape[-1])
+    share = torch.einsum("bth,bkh->btk", wide, vectors)
+    return (wide - torch.einsum("btk,bkh->bth", share, scaled)).reshape(stream.shape).to(stream.dtype)
