@@ -9,7 +9,7 @@ import platform
 import sys
 from pathlib import Path
 
-from bench import daemon, measuring, proxy, weights
+from bench import daemon, measuring, proxy, registration, weights
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -25,7 +25,9 @@ BARS = (
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--only", choices=("daemon", "proxy", "weights", "measuring"), help="one part of it")
+    parser.add_argument(
+        "--only", choices=("daemon", "proxy", "weights", "measuring", "registration"), help="one part of it"
+    )
     options = parser.parse_args()
     results: dict[str, object] = {
         "machine": {"system": platform.system(), "processors": os.cpu_count(), "python": platform.python_version()}
@@ -42,8 +44,17 @@ def main() -> int:
     if options.only in (None, "measuring"):
         print("measuring: a random model reads prompts; many minutes without --quick …", file=sys.stderr)
         results["measuring"] = measuring.measure(options.quick)
+    if options.only in (None, "registration"):
+        print("registration: a 2 GB file into each engine found; minutes without --quick …", file=sys.stderr)
+        results["registration"] = registration.measure(options.quick)
     RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
-    for part, table in (("proxy", proxy.table), ("weights", weights.table), ("measuring", measuring.table)):
+    tables = {
+        "proxy": proxy.table,
+        "weights": weights.table,
+        "measuring": measuring.table,
+        "registration": registration.table,
+    }
+    for part, table in tables.items():
         measured = results.get(part)
         if isinstance(measured, dict):
             print(table(measured), end="\n\n")

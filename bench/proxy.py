@@ -1,261 +1,165 @@
-"""What the proxy costs: the same small upstream asked directly, through the proxy, and through nginx where installed.
+"""What the proxy costs: the same small upstream asked directly, through the proxy (with and without everything that may
+look at a request), through nginx and through haproxy, where installed.
 
-`measure(quick)` returns the figures; run as a script it prints them as a table. Everything in one run on one machine,
-so only the ratios travel.
+`measure(quick)` returns the figures; as a program it prints them as a table, with the bars and whether they hold.
+Rounds are interleaved, and the bars are medians of ratios within a round: others' load hits all alike.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
-import multiprocessing
-import shutil
-import socket
+import math
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
-import psutil
+from abliterated.proxy.server import new_event_loop
+from bench import proxy_loads as loads
+from bench import proxy_servers as servers
 
-from abliterated.proxy.server import new_event_loop, run
+Figures = dict[str, dict[str, float]]
 
-GET = b"GET /api/version HTTP/1.1\r\nHost: localhost:11434\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
-CHAT = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
-POST = b"POST /api/chat HTTP/1.1\r\nHost: localhost:11434\r\nContent-Length: %d\r\n\r\n" % len(CHAT) + CHAT
-VERSION = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{"version":"0.34.1"}'
-LINE = (
-    b'{"model":"m","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":" word"},"done":false}\n'
+# The figure, what it is compared with, the ratio it must keep, and whether less or more is better.
+BARS = (
+    ("get_p50_us", "proxy", "nginx", 1.1, "<="),
+    ("requests_per_second_64", "proxy", "nginx", 0.9, ">="),
+    ("cpu_us_per_token", "proxy", "nginx", 1.2, "<="),
+    ("memory_kb_per_stream", "proxy", "nginx", 0.25, "<="),
+    ("upload_mb_per_second", "proxy", "nginx", 1.5, ">="),
+    ("get_p50_us", "armed", "proxy", 1.1, "<="),
+    ("requests_per_second_64", "armed", "proxy", 0.9, ">="),
+    ("cpu_us_per_token", "armed", "proxy", 1.1, "<="),
+    ("memory_kb_per_stream", "armed", "proxy", 1.1, "<="),
+    ("upload_mb_per_second", "armed", "proxy", 0.9, ">="),
 )
-TOKEN = b"%x\r\n%s\r\n" % (len(LINE), LINE)
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
-END = b"0\r\n\r\n"
-
-NGINX = """
-daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
-  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  upstream ollama {{ server 127.0.0.1:{upstream}; keepalive 128; }}
-  server {{
-    listen 127.0.0.1:{port}; client_max_body_size 0; keepalive_requests 10000000;
-    location / {{
-      proxy_pass http://ollama; proxy_http_version 1.1; proxy_set_header Connection "";
-      proxy_buffering off; proxy_request_buffering off;
-    }}
-  }}
-}}
-"""
+LIMITS = (("disconnect_p99_ms", 5.0), ("upload_growth_mb", 2.0))
 
 
-class Ollama(asyncio.Protocol):
-    """As much of an upstream as the measurement needs: whole requests in one read, fixed answers."""
-
-    rate = 50.0
-    tokens = 100
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
-
-    def data_received(self, data: bytes) -> None:
-        if data.startswith(b"GET"):
-            self.transport.write(VERSION * data.count(b"\r\n\r\n"))
-        else:
-            self.transport.write(STREAM_HEAD)
-            self.left = self.tokens
-            asyncio.get_running_loop().call_later(1 / self.rate, self.token)
-
-    def token(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            self.transport.write(END)
-            return
-        self.transport.write(TOKEN)
-        asyncio.get_running_loop().call_later(1 / self.rate, self.token)
-
-
-def serve_upstream(port: int, tokens: int) -> None:
-    async def main() -> None:
-        Ollama.tokens = tokens
-        server = await asyncio.get_running_loop().create_server(Ollama, "127.0.0.1", port, backlog=4096)
-        await server.serve_forever()
-
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(main())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
-def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def process(target: Callable[..., object], *arguments: object, port: int) -> Iterator[int]:
-    child = multiprocessing.get_context("spawn").Process(target=target, args=arguments, daemon=True)
-    child.start()
-    try:
-        wait_for(port)
-        assert child.pid is not None
-        yield child.pid
-    finally:
-        child.terminate()
-        child.join(5)
-
-
-def serve_proxy(port: int, upstream: int) -> None:
-    sys.exit(run(f"127.0.0.1:{port}", f"http://127.0.0.1:{upstream}"))
-
-
-@contextlib.contextmanager
-def nginx(program: str, port: int, upstream: int) -> Iterator[int]:
-    with tempfile.TemporaryDirectory() as folder:
-        configuration = Path(folder, "nginx.conf")
-        configuration.write_text(NGINX.format(folder=folder, port=port, upstream=upstream))
-        child = subprocess.Popen([program, "-c", str(configuration), "-p", folder], stderr=subprocess.DEVNULL)
-        try:
-            wait_for(port)
-            yield psutil.Process(child.pid).children()[0].pid
-        finally:
-            child.terminate()
-            child.wait(5)
-
-
-def latency(port: int, seconds: float) -> float:
-    """p50 of a GET on one kept connection, in µs."""
-    taken = []
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        until = time.perf_counter() + seconds
-        while (begin := time.perf_counter()) < until:
-            connection.sendall(GET)
-            connection.recv(4096)
-            taken.append(time.perf_counter() - begin)
-    return statistics.median(taken) * 1e6
-
-
-def cpu(pid: int | None) -> float:
-    """Seconds of CPU a process has used."""
-    return float(sum(psutil.Process(pid).cpu_times()[:2])) if pid else 0.0
-
-
-class Hammer(asyncio.Protocol):
-    """Sends the next request as soon as the answer is whole."""
-
-    def __init__(self) -> None:
-        self.answers = 0
-        self.heard = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
-        self.transport.write(GET)
-
-    def data_received(self, data: bytes) -> None:
-        self.heard += len(data)
-        if self.heard >= len(VERSION):
-            self.heard = 0
-            self.answers += 1
-            self.transport.write(GET)
-
-
-async def throughput(port: int, pid: int | None, seconds: float, connections: int = 64) -> tuple[float, float]:
-    """Requests a second over many kept connections, and the CPU of the process between in µs for each."""
-    loop = asyncio.get_running_loop()
-    made = [(await loop.create_connection(Hammer, "127.0.0.1", port)) for _ in range(connections)]
-    await asyncio.sleep(0.2)
-    before, begin, used = sum(hammer.answers for _, hammer in made), time.perf_counter(), cpu(pid)
-    await asyncio.sleep(seconds)
-    answered, taken = sum(hammer.answers for _, hammer in made) - before, time.perf_counter() - begin
-    used = cpu(pid) - used
-    for transport, _ in made:
-        transport.abort()
-    return answered / taken, used / answered * 1e6
-
-
-class Listener(asyncio.Protocol):
-    def __init__(self) -> None:
-        self.size = 0
-        self.ended = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
-        self.transport.write(POST)
-
-    def data_received(self, data: bytes) -> None:
-        self.size += len(data)
-        if data.endswith(END):
-            self.ended.set_result(None)
-
-
-async def streams(port: int, pid: int | None, tokens: int, connections: int = 64) -> tuple[float, float]:
-    """CPU of the process between in µs per token, and its memory per stream in kB (above idle)."""
-    loop = asyncio.get_running_loop()
-    middle = psutil.Process(pid) if pid else None
-    idle = middle.memory_info().rss if middle else 0
-    before = cpu(pid)
-    made = [(await loop.create_connection(Listener, "127.0.0.1", port)) for _ in range(connections)]
-    await asyncio.sleep(0.5)
-    memory = (middle.memory_info().rss - idle) if middle else 0
-    await asyncio.gather(*(listener.ended for _, listener in made))
-    used = cpu(pid) - before
-    whole = len(STREAM_HEAD) + tokens * len(TOKEN) + len(END)
-    assert middle is None or "nginx" in middle.name() or all(listener.size == whole for _, listener in made)
-    for transport, _ in made:
-        transport.abort()
-    return used / (tokens * connections) * 1e6, memory / connections / 1000
-
-
-def measure(quick: bool) -> dict[str, dict[str, float]]:
-    """Figures by path (`direct`, `proxy`, `nginx` where installed); about 8 s, or 15 s when not quick."""
-    seconds, tokens, rounds = (0.4, 80, 2) if quick else (0.8, 120, 2)
-    upstream, ours, theirs = free_port(), free_port(), free_port()
-    program = shutil.which("nginx") or ""
-    found: dict[str, dict[str, float]] = {}
-    with (
-        process(serve_upstream, upstream, tokens, port=upstream),
-        process(serve_proxy, ours, upstream, port=ours) as pid,
-    ):
-        paths: dict[str, tuple[int, int | None]] = {"direct": (upstream, None), "proxy": (ours, pid)}
-        with nginx(program, theirs, upstream) if program else contextlib.nullcontext(0) as other:
-            if other:
-                paths["nginx"] = (theirs, other)
-            with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                for name, (port, middle) in paths.items():
-                    per_token, memory = runner.run(streams(port, middle, tokens))
-                    found[name] = {"cpu_us_per_token": per_token, "memory_kb_per_stream": memory}
-                samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in paths}
-                for _ in range(rounds):  # interleaved, so that a noisy moment hits all
-                    for name, (port, middle) in paths.items():
-                        samples[name].append((latency(port, seconds), *runner.run(throughput(port, middle, seconds))))
-                for name, rows in samples.items():
-                    for column, key in enumerate(("get_p50_us", "requests_per_second_64", "cpu_us_per_request")):
-                        found[name][key] = statistics.median(row[column] for row in rows)
+def measure(quick: bool) -> Figures:
+    """Figures by path (`direct`, `proxy`, `armed`; `nginx`, `haproxy` where installed), medians; and `ratios`."""
+    upstream = servers.free_port()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(servers.process(servers.serve_upstream, upstream, port=upstream))
+        paths: dict[str, tuple[int, int | None]] = {"direct": (upstream, None)}
+        for name, target in (("proxy", servers.serve_proxy), ("armed", servers.serve_armed)):
+            port = servers.free_port()
+            paths[name] = (port, stack.enter_context(servers.process(target, port, upstream, port=port)))
+        for name in ("nginx", "haproxy"):
+            if servers.installed(name):
+                port = servers.free_port()
+                paths[name] = (port, stack.enter_context(servers.other(name, port, upstream)))
+        rows: dict[str, dict[str, list[float]]] = {name: {} for name in paths}
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            _memory(runner, paths, rows)
+            for number in range(3 if quick else 9):
+                order = list(paths)[:: -1 if number % 2 else 1]
+                for name in order:
+                    port, pid = paths[name]
+                    _one_round(runner, port, pid, rows[name], upstream, quick, first=number < (1 if quick else 3))
+    found = {name: {key: _middle(key, values) for key, values in row.items()} for name, row in rows.items()}
+    found["ratios"] = ratios(rows)
     return found
 
 
-def table(found: dict[str, dict[str, float]]) -> str:
-    names = list(found)
+def _memory(
+    runner: asyncio.Runner, paths: dict[str, tuple[int, int | None]], rows: dict[str, dict[str, list[float]]]
+) -> None:
+    """First of all, while nothing has grown yet; and uploads next, for the same reason."""
+    for name, (port, pid) in paths.items():
+        loads.latency(port, 0.1)
+        rows[name]["memory_kb_per_stream"] = [runner.run(loads.memory(port, pid))]
+
+
+def _one_round(
+    runner: asyncio.Runner,
+    port: int,
+    pid: int | None,
+    row: dict[str, list[float]],
+    upstream: int,
+    quick: bool,
+    first: bool,
+) -> None:
+    seconds = 0.25 if quick else 0.4
+    per_second, per_request = runner.run(loads.throughput(port, pid, seconds))
+    new = {
+        "get_p50_us": loads.latency(port, seconds),
+        "requests_per_second_64": per_second,
+        "cpu_us_per_request": per_request,
+    }
+    if first:  # the long ones
+        new["cpu_us_per_token"] = runner.run(loads.streams(port, pid, 64, 100, 150 if quick else 250))
+        new["upload_mb_per_second"], new["upload_growth_mb"] = loads.upload(port, pid, (1 if quick else 4) << 29)
+        if pid is not None:
+            new["disconnect_p99_ms"] = _high(loads.disconnects(port, upstream, 50 if quick else 200))
+    for key, value in new.items():
+        row.setdefault(key, []).append(value)
+
+
+def _high(values: list[float]) -> float:
+    return sorted(values)[max(0, math.ceil(len(values) * 0.99) - 1)]
+
+
+def _middle(key: str, values: list[float]) -> float:
+    return max(values) if key == "upload_growth_mb" else statistics.median(values)
+
+
+def ratios(rows: dict[str, dict[str, list[float]]]) -> dict[str, float]:
+    found = {}
+    for key, mine, theirs, _, _ in BARS:
+        if mine in rows and theirs in rows:
+            pairs = zip(rows[mine][key], rows[theirs][key], strict=True)
+            found[f"{key}: {mine}/{theirs}"] = statistics.median(a / b if b else math.inf for a, b in pairs)
+    return found
+
+
+def table(found: Figures) -> str:
+    names = [name for name in found if name != "ratios"]
     lines = [f"{'':28}" + "".join(f"{name:>12}" for name in names)]
     for key in found["proxy"]:
-        lines.append(f"{key:28}" + "".join(f"{found[name][key]:12.1f}" for name in names))
+        lines.append(f"{key:28}" + "".join(f"{found[name].get(key, math.nan):12.2f}" for name in names))
+    lines += ["", f"{'ratio':44}{'measured':>10}{'bar':>10}"]
+    for key, mine, theirs, bar, sense in BARS:
+        if (value := found["ratios"].get(f"{key}: {mine}/{theirs}")) is not None:
+            good = value <= bar if sense == "<=" else value >= bar
+            lines.append(f"{f'{key}: {mine}/{theirs}':44}{value:10.2f}{sense:>5}{bar:5.2f}  {'ok' if good else 'OVER'}")
+    for key, limit in LIMITS:
+        for name in ("proxy", "armed"):
+            value = found[name][key]
+            lines.append(
+                f"{f'{key}: {name}':44}{value:10.2f}{'<=':>5}{limit:5.2f}  {'ok' if value <= limit else 'OVER'}"
+            )
     return "\n".join(lines)
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench-proxy", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--part", choices=("figures", "restarts", "soak"), help="one part of it")
+    parser.add_argument("--restarts", type=int, default=40, metavar="N", help="restarts under load (default 40)")
+    parser.add_argument("--soak", type=float, default=2.0, metavar="MINUTES", help="mixed load with faults (default 2)")
+    options = parser.parse_args()
+    good = True
+    if options.part in (None, "figures"):
+        text = table(measure(options.quick))
+        good = good and "OVER" not in text
+        sys.stdout.write(text + "\n")
+    if options.part in (None, "restarts"):
+        from bench import proxy_restarts
+
+        counted = proxy_restarts.measure(4 if options.quick else options.restarts)
+        good = good and not counted["failed"] and not counted["streams_broken"]
+        sys.stdout.write(
+            "restarts under load: " + ", ".join(f"{key} {value:g}" for key, value in counted.items()) + "\n"
+        )
+    if options.part in (None, "soak"):
+        from bench import proxy_soak
+
+        counted = proxy_soak.measure(0.3 if options.quick else options.soak)
+        good = good and not counted["hung"] and counted["drift_mb"] < 2 and not counted["wrong"]
+        sys.stdout.write("soak: " + ", ".join(f"{key} {value:g}" for key, value in counted.items()) + "\n")
+    return 0 if good else 1
+
+
 if __name__ == "__main__":
-    print(table(measure("--quick" in sys.argv)))
+    sys.exit(main())

@@ -127,9 +127,7 @@ def heretic(folder: Path, place: Path, seed: int, trials: int) -> dict[str, Any]
     from abliterate.contract.recipe import Prompts
     from abliterated.pipeline.prompts import read_prompts
 
-    drawn = read_prompts(
-        Prompts(harmful=str(folder / "harmful.txt"), harmless=str(folder / "harmless.txt"), seed=seed)
-    )
+    drawn = read_prompts(Prompts(harmful=str(folder / "harmful.txt"), harmless=str(folder / "harmless.txt"), seed=seed))
     prompts: dict[str, Sequence[str]] = {}
     for name, split in (("good", drawn.harmless), ("bad", drawn.harmful)):
         prompts[name] = split.training
@@ -228,9 +226,13 @@ def main() -> int:
     )
     parser.add_argument("--model", action="append", choices=(*ZOO, REFUSER), help="these alone")
     parser.add_argument("--seeds", type=int, help="so many seeds on each model (default: 3 on the first, then 1)")
-    parser.add_argument("--heretic-trials", type=int, default=search_heretic.DEFAULT_TRIALS, help="fewer, to try it out")
+    parser.add_argument(
+        "--heretic-trials", type=int, default=search_heretic.DEFAULT_TRIALS, help="fewer, to try it out"
+    )
     parser.add_argument("--side", action="append", choices=("ours", "heretic"), help="this side alone")
-    parser.add_argument("--reuse", action="store_true", help="take Heretic's result of an earlier run where there is one")
+    parser.add_argument(
+        "--reuse", action="store_true", help="take Heretic's result of an earlier run where there is one"
+    )
     parser.add_argument("--again", action="store_true", help="run ours twice and compare the bytes")
     options = parser.parse_args()
     options.side = options.side or ["ours", "heretic"]

@@ -68,7 +68,9 @@ def _load(folder: str) -> tuple[Any, Any]:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32
+    ).eval()
 
 
 def _answers(tokenizer: Any, model: Any, asked: list[dict[str, Any]], system: str) -> tuple[list[str], list[Any]]:

@@ -92,12 +92,14 @@ class FakeOllama:
     loaded: dict[str, dict[str, Any]] = field(default_factory=dict)  # what /api/ps tells of each
     answers: dict[str, Any] = field(default_factory=dict)  # by path: another handler for good
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    host: str = "127.0.0.1"
+    elsewhere: str = ""  # the blob folder /api/show tells of, where that is not the real one
     port: int = 0
     runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     async def __aenter__(self) -> Self:
         self.blobs.mkdir(parents=True, exist_ok=True)
@@ -115,7 +117,7 @@ class FakeOllama:
         app.router.add_post("/api/blobs/{digest}", self.post_blob)
         self.runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self.runner.setup()
-        site = web.TCPSite(self.runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self.runner, self.host, self.port)
         await site.start()
         self.port = self.runner.addresses[0][1]
         return self
@@ -131,6 +133,10 @@ class FakeOllama:
 
     def blob(self, digest: str) -> Path:
         return self.blobs / digest.replace(":", "-")
+
+    def told_path(self, digest: str) -> str:
+        name = digest.replace(":", "-")
+        return f"{self.elsewhere}/{name}" if self.elsewhere else str(self.blobs / name)
 
     def add(self, name: str, file: Path, **fields: Any) -> str:
         """A model that is there from the start; `fields` as in /api/create. Returns the digest."""
@@ -169,7 +175,7 @@ class FakeOllama:
         return web.json_response(self.show(model))
 
     def show(self, model: Mapping[str, Any]) -> dict[str, Any]:
-        files = {name: str(self.blob(digest)) for name, digest in model["files"].items()}
+        files = {name: self.told_path(digest) for name, digest in model["files"].items()}
         parameters = [
             (key, item)
             for key, value in model.get("parameters", {}).items()
@@ -187,7 +193,7 @@ class FakeOllama:
             messages=tuple(Message(said["role"], said["content"]) for said in model.get("messages", ())),
         )
         try:
-            content = read_keys(Path(modelfile.models[0]), (CONTENT,)).get(CONTENT)
+            content = read_keys(self.blob(model["files"]["model.gguf"]), (CONTENT,)).get(CONTENT)
         except ModelError:
             content = None
         capabilities = ["completion"]
@@ -216,6 +222,10 @@ class FakeOllama:
     async def post_create(self, request: web.Request) -> web.StreamResponse:
         wanted = await request.json()
         response = await stream(request, {"status": "parsing GGUF"})
+        if source := wanted.pop("from", None):  # everything of the source stays, unless the request says otherwise
+            inherited = dict(self.models[parse_name(source).key()])
+            wanted["parameters"] = inherited.get("parameters", {}) | wanted.get("parameters", {})
+            wanted = {**inherited, **wanted}
         if missing := [digest for digest in wanted["files"].values() if not self.blob(digest).exists()]:
             await line(response, {"error": f"open {self.blob(missing[0])}: no such file or directory"})
         else:

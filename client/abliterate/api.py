@@ -188,6 +188,16 @@ class Daemon:
         """A job's log from byte `offset`; with `follow` it ends when the job has ended."""
         return self._stream(f"{_job_path(job)}/log?{'follow=1&' if follow else ''}offset={offset}", None)
 
+    def report(self, job: str, form: Literal["json", "html"] = "json") -> bytes:
+        """A job's report as it lies there. Raises NotFound where it has none."""
+        connection, _, response = self._open("GET", f"{_job_path(job)}/report?format={form}", self._timeout, {})
+        try:
+            return response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self.unavailable(error) from error
+        finally:
+            connection.close()
+
     def events(self, last: str = "") -> Stream:
         """Every job as it changes; `last` is the id of the last event seen."""
         return self._stream("/v1/events", EVENT_TIMEOUT, {"Last-Event-ID": last} if last else {})

@@ -23,6 +23,7 @@ VERBS: Final[dict[str, str]] = {
     "submit": "queue a recipe, or a model with the default recipe",
     "status": "show the queue, or one job",
     "logs": "print a job's log, or follow it",
+    "report": "what a job did to its model, as text, page or JSON",
     "wait": "wait until jobs have ended; the exit code tells how",
     "cancel": "stop jobs, or take them out of the queue",
     "hold": "keep queued jobs from starting",
@@ -36,6 +37,7 @@ VERBS: Final[dict[str, str]] = {
     "resume": "start jobs again",
     "new": "write a commented recipe to stdout",
     "check": "validate recipes, touching nothing else",
+    "chat": "talk to a model",
     "completions": "print the completions for a shell",
 }
 

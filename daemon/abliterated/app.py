@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,21 @@ from abliterate.contract.errors import AbliteratedError, AlreadyRunning, DiskErr
 from abliterate.contract.messages import EngineView, Task
 from abliterate.contract.paths import Home
 from abliterate.contract.recipe import Recipe
-from abliterated import __version__
+from abliterated import __version__, succession
 from abliterated.care import Care
-from abliterated.config import EngineKind, engine_kind, prepare_home, surroundings, unserved
+from abliterated.config import EngineKind, engine_kind, prepare_home, surroundings, unserved, until_listening
 from abliterated.control.care import routes as care_routes
 from abliterated.control.events import Events
 from abliterated.control.server import Control
-from abliterated.desk import QueueDesk, stats_numbers
+from abliterated.desk import QueueDesk
 from abliterated.engine_process import EngineProcess
+from abliterated.front import Front
 from abliterated.handover import Handover
 from abliterated.jobs import gpu
 from abliterated.jobs.awake import Awake
 from abliterated.jobs.dispatcher import Dispatcher, product_is_there
 from abliterated.jobs.journal import Job
 from abliterated.jobs.ledger import Ledger
-from abliterated.proxy.server import Proxy
 from abliterated.service import Supervisor, inherited_sockets
 from abliterated.spool import watch
 from abliterated.spool.tray import Tray
@@ -61,16 +61,17 @@ class App:
         self._upstream = config.proxy.upstream
         self._kind: EngineKind = "ollama"
         self._engine_view: tuple[float, EngineView] | None = None
-        self._proxy: Proxy | None = None
-        self._handover = Handover(self._upstream, lambda: self._proxy is not None and self._proxy.stats.in_flight > 0)
-        self._idle_since = time.monotonic()
+        self._front = Front(config)
+        self._handover = Handover(self._upstream, self._front.busy)
         self._fallen: BaseException | None = None
+        self._kept: dict[str, list[int]] | None = None  # listeners for this process's next life
 
     async def run(self) -> int:
         prepare_home(self.home)
         for key in unserved(self.config):
             log.warning("%s: this version does not serve that setting yet", key, extra={"action": "config"})
         lock = take_daemon_lock(self.home.daemon_lock)
+        environ = dict(os.environ)
         supervisor = Supervisor()
         inherited = inherited_sockets()
         try:
@@ -80,6 +81,8 @@ class App:
             lock.release()
         if isinstance(self._fallen, AbliteratedError):
             raise self._fallen
+        if self._kept is not None and not self._fallen:
+            succession.replace_process(self._kept, environ)
         # Not 0: a service manager must know that this was no stop.
         return 1 if self._fallen else 0
 
@@ -90,6 +93,9 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
+        restarting = asyncio.Event()
+        if self._parent_fd is None:  # whoever holds that would not know us again
+            loop.add_signal_handler(signal.SIGHUP, restarting.set)
         if self._parent_fd is not None:
             # Whoever started us holds the other end; when it is gone, so are we.
             loop.add_reader(self._parent_fd, stopping.set)
@@ -104,8 +110,8 @@ class App:
             prepare=self.prepare,
             register=self._handover.register,
             release=self._handover.release,
-            publish=events.publish,
-            idle_seconds=self._proxy_idle,
+            publish=self._front.beside(events.publish),
+            idle_seconds=self._front.idle_seconds,
             retries=self.config.jobs.retries,
             devices=gpu.devices,
             locks=self.home.locks,
@@ -125,16 +131,19 @@ class App:
             self.home.jobs,
             roots=self.config.paths.models,
             engine=self.engine_view,
-            proxy_address=", ".join(self._proxy.addresses) if self._proxy else "",
-            proxy_numbers=self._proxy_numbers,
+            proxy_address=self._front.address(),
+            proxy_numbers=self._front.numbers,
+            proxy_text=self._front.text,
             tell=lambda job: events.publish(dispatcher.view(job), 0),
         )
+        self._front.queue = desk
         self._keep(stack, dispatcher.run(), dispatcher.stop)
         await desk.sweep()
         tray = Tray(self.home.incoming, self.home.rejected, desk.check, desk.accept, desk.gone)
         spool_ends = asyncio.Event()
         self._keep(stack, watch.keep(self.home.incoming, tray.scan, spool_ends), _setter(spool_ends))
         care = Care(self._upstream, self.config, self.home, named=desk.named, proxy=desk.proxy_address())
+        control_kept = succession.keep(inherited.get("control", []))
         await self._start_control(stack, Control(desk, events, care_routes(care)), inherited.get("control", []))
         if supervisor.watchdog_seconds:
             self._keep(stack, _feed(supervisor), None)
@@ -147,21 +156,24 @@ class App:
             self._upstream,
             extra={"action": "ready"},
         )
-        await stopping.wait()
+        await _either(stopping, restarting)
+        if restarting.is_set() and not stopping.is_set():
+            self._kept = {"proxy": succession.keep(self._front.sockets), "control": control_kept}
+            supervisor.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000, STATUS="restarting")
+            log.info("restarting: who knocks meanwhile waits", extra={"action": "restarting"})
+            return
         supervisor.tell(STOPPING=1, EXTEND_TIMEOUT_USEC=int((DRAIN_SECONDS + 15) * 1e6))
         log.info("stopping", extra={"action": "stopping"})
 
     # --- rooms --------------------------------------------------------------------------------------------------
 
     async def _start_proxy(self, stack: contextlib.AsyncExitStack, sockets: list[socket.socket]) -> None:
-        settings = self.config.proxy
-        if not settings.listen and not sockets:
-            return
-        self._proxy = Proxy(
-            "" if sockets else settings.listen, self._upstream, allow_remote=settings.allow_remote, sockets=sockets
-        )
-        await self._proxy.start()
-        stack.push_async_callback(self._proxy.close, DRAIN_SECONDS)
+        proxy = self._front.make(sockets)
+        if proxy is not None:
+            if sockets and self._kind == "embedded":
+                await until_listening(self._upstream)  # who knocks now waits, rather than being told of no engine
+            await proxy.start()
+            stack.push_async_callback(proxy.close, DRAIN_SECONDS)
 
     async def _start_control(
         self, stack: contextlib.AsyncExitStack, control: Control, sockets: list[socket.socket]
@@ -222,6 +234,7 @@ class App:
             remote_code=self.config.trust.remote_code,
             lock=str(lock),
             converter=await self._converter(recipe),
+            engine=self._upstream,
         )
 
     def _store(self, task: Task) -> Path | None:
@@ -274,16 +287,6 @@ class App:
         self._engine_view = (now, view)
         return view
 
-    def _proxy_numbers(self) -> Mapping[str, float]:
-        return stats_numbers(self._proxy.stats) if self._proxy else {}
-
-    def _proxy_idle(self) -> float:
-        if self._proxy is None:
-            return float("inf")
-        if self._proxy.stats.in_flight:
-            self._idle_since = time.monotonic()
-        return time.monotonic() - self._idle_since
-
 
 def take_daemon_lock(path: Path) -> FileLock:
     """One daemon a home. Raises AlreadyRunning that names the other."""
@@ -334,6 +337,13 @@ def _setter(event: asyncio.Event) -> Any:
         event.set()
 
     return set_it
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 async def _feed(supervisor: Supervisor) -> None:

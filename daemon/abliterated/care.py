@@ -155,7 +155,7 @@ class Care:
             return []
         found: list[Finding] = []
         for name, folder in (("state", self._home.state), ("spool", self._home.spool)):
-            place = folder if folder.exists() else folder.parent
+            place = next(one for one in (folder, *folder.parents) if one.exists())
             try:
                 free = shutil.disk_usage(place).free
             except OSError as error:

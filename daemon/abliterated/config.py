@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,11 +71,6 @@ def unserved(config: Config) -> list[str]:
     """Settings that are spelt rightly but that this version does nothing with yet; a person should know."""
     default = Config()
     named = {
-        "proxy.patterns": config.proxy.patterns != default.proxy.patterns,
-        "proxy.aliases": bool(config.proxy.aliases),
-        "proxy.during_jobs": config.proxy.during_jobs != default.proxy.during_jobs,
-        "proxy.auto_submit": config.proxy.auto_submit,
-        "upstream": bool(config.upstream),
         "jobs.executor": config.jobs.executor != default.jobs.executor,
         "jobs.keep_days": config.jobs.keep_days != default.jobs.keep_days,
         "jobs.on_finish": bool(config.jobs.on_finish),
@@ -90,6 +87,16 @@ def listening(url: str) -> bool:
             return True
     except OSError:
         return False
+
+
+async def until_listening(url: str, seconds: float = 10.0) -> bool:
+    """Wait until somebody accepts connections at `url`, at most so long."""
+    deadline = time.monotonic() + seconds
+    while not await asyncio.to_thread(listening, url):
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.05)
+    return True
 
 
 def check_spooled(recipe: Recipe, roots: list[str]) -> None:

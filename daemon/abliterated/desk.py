@@ -19,7 +19,7 @@ from abliterate.contract.messages import EngineView, JobView, Submit, Submitted
 from abliterate.contract.recipe import Recipe, parse_recipe, recipe_digest, target_name
 from abliterated.config import check_spooled
 from abliterated.failpoints import failpoint
-from abliterated.files import sync_folder, write_whole
+from abliterated.files import remove_leftovers, sync_folder, write_whole
 from abliterated.jobs.dispatcher import Dispatcher
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
@@ -39,6 +39,7 @@ class QueueDesk:
         engine: Callable[[], Awaitable[EngineView]],
         proxy_address: str,
         proxy_numbers: Callable[[], Mapping[str, float]],
+        proxy_text: Callable[[], str] = str,
         tell: Callable[[Job], None],
     ) -> None:
         self._ledger = ledger
@@ -48,6 +49,7 @@ class QueueDesk:
         self._engine = engine
         self._proxy_address = proxy_address
         self._proxy_numbers = proxy_numbers
+        self._proxy_text = proxy_text
         self._tell = tell
         self._loop = asyncio.get_running_loop()
 
@@ -80,9 +82,13 @@ class QueueDesk:
         self._ledger.do_blocking(Journal.file_gone, claim)
 
     async def sweep(self) -> None:
-        """Remove what a death between copy and commit left: folders of jobs that never came to be."""
+        """Remove what a death left: folders of jobs that never came to be, half-written files, handed-over products."""
         known = await self._ledger.do(Journal.ids)
         await asyncio.to_thread(_remove_unknown, self._jobs, known)
+        active = await self._ledger.do(Journal.active)
+        await asyncio.to_thread(_remove_half_written, [self._jobs / job.id for job in active])
+        ended = await self._ledger.do(Journal.last_ended)
+        await asyncio.to_thread(_remove_products, self._jobs, ended)
 
     async def submit(self, wanted: Submit, actor: str) -> Submitted:
         """Make a job of a recipe sent over the socket. Raises RecipeError, DiskError."""
@@ -110,6 +116,7 @@ class QueueDesk:
         folder = self._jobs / job_id
         try:
             folder.mkdir(mode=0o750, exist_ok=True)
+            failpoint("desk.folder-made")
             write_whole(folder / "recipe.toml", data, mode=0o440)
             sync_folder(self._jobs)
             failpoint("desk.folder-synced")
@@ -167,11 +174,17 @@ class QueueDesk:
     def log_file(self, job_id: str) -> Path:
         return self._jobs / job_id / "log.txt"
 
+    def report_file(self, job_id: str, name: str) -> Path:
+        return self._jobs / job_id / "out" / name
+
     def proxy_address(self) -> str:
         return self._proxy_address
 
     def proxy_numbers(self) -> Mapping[str, float]:
         return self._proxy_numbers()
+
+    def proxy_text(self) -> str:
+        return self._proxy_text()
 
 
 def _parts(job_id: str, recipe: Recipe) -> list[tuple[str, Recipe]]:
@@ -190,6 +203,25 @@ def _remove_unknown(jobs: Path, known: set[str]) -> None:
     for folder in jobs.iterdir():
         if folder.is_dir() and ULID.fullmatch(folder.name) and folder.name not in known:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_half_written(folders: list[Path]) -> None:
+    for folder in folders:
+        for place in (folder, folder / "work", folder / "out"):
+            remove_leftovers(place)
+
+
+def _remove_products(jobs: Path, ended: list[Job]) -> None:
+    """Of jobs whose model is in the engine, and of cancelled ones: a death may have come between end and removal."""
+    for job in ended:
+        folder = jobs / job.id
+        registered = job.state == "succeeded" and job.recipe.export.register and job.result is not None
+        if registered and job.result is not None and job.result.format == "gguf":
+            (folder / "out" / job.result.product).unlink(missing_ok=True)
+            shutil.rmtree(folder / "work", ignore_errors=True)
+        elif job.state == "cancelled":
+            shutil.rmtree(folder / "work", ignore_errors=True)
+            shutil.rmtree(folder / "out", ignore_errors=True)
 
 
 def stats_numbers(stats: msgspec.Struct) -> dict[str, float]:

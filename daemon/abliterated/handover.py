@@ -21,6 +21,7 @@ from abliterate.contract.messages import Result
 from abliterate.contract.recipe import Recipe
 from abliterated.files import write_whole
 from abliterated.jobs.journal import Job
+from abliterated.report import redraw
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,8 @@ def report_certification(out: Path, certification: Mapping[str, Any]) -> None:
         report = json.loads(path.read_bytes()) if path.exists() else {}
         report["certification"] = dict(certification)
         write_whole(path, json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n", mode=0o640)
+        with contextlib.suppress(AbliteratedError):  # a page is drawn from a whole report alone
+            redraw(out)
     except (OSError, ValueError, TypeError) as error:
         log.warning("%s: the certification is not in it (%s)", path, error, extra={"action": "report"})
 

@@ -33,14 +33,16 @@ ROOMS: dict[str, set[str]] = {
     "config": set(),
     "logs": set(),
     "service": set(),
+    "templates": set(),
     "refuser": {"files"},
     "spool": {"files", "failpoints", "config"},
     "jobs": {"files", "failpoints", "config"},
-    "ollama": {"files", "failpoints", "config"},
+    "ollama": {"files", "failpoints", "config", "templates"},
     "proxy": {"files", "failpoints", "config"},
     "control": {"files", "failpoints", "config"},
     "engine": {"files", "failpoints", "config"},
-    "pipeline": {"files"},
+    "report": {"files"},
+    "pipeline": {"files", "report", "templates"},
 }
 LAZY_PIPELINE = {DAEMON / "jobs" / "worker.py"}
 

@@ -49,6 +49,7 @@ suites = []
 format = "gguf"
 quantize = "keep"
 template_from = ""
+tool_template = true
 register = true
 allow_partial = false
 [run]

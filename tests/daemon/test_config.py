@@ -64,9 +64,10 @@ def test_a_spooled_recipe_names_only_what_lies_under_the_roots(tmp_path: Path) -
         assert caught.value.remedy
 
 
-def test_a_matrix_is_refused_rather_than_half_done() -> None:
-    with pytest.raises(RecipeError, match="matrix"):
-        check_spooled(Recipe(model="ollama:m", matrix={"edit.strength": [0.5, 1.0]}), [])
+def test_a_matrix_may_name_no_more_than_a_recipe() -> None:
+    check_spooled(Recipe(model="ollama:m", matrix={"edit.strength": [0.5, 1.0]}), [])
+    with pytest.raises(RecipeError, match="outside"):
+        check_spooled(Recipe(model="ollama:m", matrix={"prompts.harmful": ["builtin", "/etc/passwd"]}), [])
 
 
 def test_settings_that_do_nothing_yet_are_named() -> None:

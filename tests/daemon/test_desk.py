@@ -113,7 +113,7 @@ async def test_a_death_before_the_commit_loses_nothing_and_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "add", die)
+        patch.setattr(Journal, "add_all", die)
         with pytest.raises(KeyboardInterrupt):
             office.tray.scan()
     assert len(list(office.jobs.iterdir())) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from abliterate.contract.errors import FailureClass
@@ -42,6 +44,14 @@ def test_a_cancelled_job_is_cancelled_however_its_worker_ended() -> None:
 def test_the_second_crash_holds_the_job() -> None:
     assert move(end(-11)) == ("queued", "interrupted", 1, 1)
     assert move(end(-11), attempts=1, crashes=1) == ("held", "crash-loop", 2, 2)
+
+
+def test_a_base_cut_short_under_the_worker_is_the_models_fault_and_said() -> None:
+    found = after_worker(end(-signal.SIGBUS), registers=True, attempts=0, crashes=0, retries=5)
+    assert (found.state, found.crashes) == ("failed", 0)
+    assert found.failure is not None
+    assert found.failure.failure == "model"
+    assert "cut short" in found.failure.message
 
 
 @pytest.mark.parametrize("failure", ["recipe", "model", "auth", "bug"])

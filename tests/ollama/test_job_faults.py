@@ -19,7 +19,7 @@ from abliterated.handover import Handover
 from abliterated.jobs.dispatcher import Dispatcher
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
-from fake_ollama import Fault, FakeOllama, reset, says, status, tiny_gguf
+from fake_ollama import FakeOllama, Fault, reset, says, status, tiny_gguf
 
 TARGET = "base-abliterated:8b"
 KEYS = {"general.architecture": "llama", "tokenizer.chat_template": "{% for %}"}
@@ -129,7 +129,7 @@ async def test_the_job_waits_with_a_reason_and_ends_with_one_model(house: House,
     loop = asyncio.create_task(house.dispatcher.run())
     view = await house.until(job_id, lambda view: bool(view.explanation))
     assert view.state == "registering" and view.reason == "ollama-down"
-    assert house.dispatcher._running is None, "the device is free meanwhile"
+    assert not house.dispatcher._running, "the device is free meanwhile"
     house.fake.faults.clear()
     await house.dispatcher.engine_answers()
     await check_the_end(house, job_id)

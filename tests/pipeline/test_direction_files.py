@@ -77,8 +77,33 @@ def test_what_can_not_be_read_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("values", [torch.zeros(HIDDEN), torch.full((HIDDEN,), torch.nan)])
 def test_a_direction_of_nothing_is_refused(tmp_path: Path, values: torch.Tensor) -> None:
     torch.save(values, tmp_path / "none.pt")
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=r"none\.pt holds (a vector of zeros|NaN or Inf)"):
         read_direction(tmp_path / "none.pt", HIDDEN, LAYERS)
+
+
+def test_a_layer_or_column_of_zeros_is_named(tmp_path: Path) -> None:
+    rows = torch.eye(HIDDEN)[:LAYERS].clone()
+    rows[1] = 0
+    torch.save({"per_layer": True, "directions": rows}, tmp_path / "layers.pt")
+    with pytest.raises(ModelError, match=r"layers\.pt holds a vector of zeros for layer 1"):
+        read_direction(tmp_path / "layers.pt", HIDDEN, LAYERS)
+    torch.save(torch.stack([torch.ones(HIDDEN), torch.zeros(HIDDEN)], dim=1), tmp_path / "columns.pt")
+    with pytest.raises(ModelError, match="zeros in column 1"):
+        read_direction(tmp_path / "columns.pt", HIDDEN, LAYERS)
+
+
+@pytest.mark.parametrize("junk", [b"", b"junk" * 99, b"PK\x03\x04" + bytes(99)])
+def test_a_file_of_junk_is_named_as_such(tmp_path: Path, junk: bytes) -> None:
+    (tmp_path / "junk.pt").write_bytes(junk)
+    with pytest.raises(RecipeError, match=r"junk\.pt: it is no PyTorch file"):
+        read_direction(tmp_path / "junk.pt", HIDDEN, LAYERS)
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0], torch.ones(HIDDEN, dtype=torch.complex64), {"a": 1}])
+def test_a_file_without_a_vector_is_named(tmp_path: Path, value: Any) -> None:
+    torch.save(value, tmp_path / "odd.pt")
+    with pytest.raises(ModelError, match=r"odd\.pt holds no tensor"):
+        read_direction(tmp_path / "odd.pt", HIDDEN, LAYERS)
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

@@ -16,7 +16,7 @@ from abliterated.pipeline.run import run
 from pipeline.folders import CONVERTER, listed, planted_folder, read_json, task
 from pipeline.planted import Planted, plant
 
-REPORTS = ["direction.safetensors", "direction.safetensors.json", "report.json", "result.json"]
+REPORTS = ["direction.safetensors", "direction.safetensors.json", "report.html", "report.json", "result.json"]
 
 
 def go(asked: Task) -> Result:
@@ -108,7 +108,7 @@ def test_what_the_note_says_can_be_done(whole: Planted, tmp_path: Path) -> None:
     assert result.product == "whole-abliterated.gguf"
     assert result.content == folder.content
     assert result.direction["digest"] == folder.direction["digest"]
-    assert listed(tmp_path / "out") == ["report.json", "result.json", "whole-abliterated.gguf"]
+    assert listed(tmp_path / "out") == ["report.html", "report.json", "result.json", "whole-abliterated.gguf"]
     values = read_gguf(tmp_path / "out" / result.product).values
     assert values["abliterated.content"] == folder.content
 
@@ -215,7 +215,7 @@ def test_a_product_of_ours_is_replaced_and_only_once_the_new_one_is_whole(whole:
     assert listed(tmp_path / "out") == sorted([*REPORTS, "whole-abliterated"])
 
 
-@pytest.mark.parametrize("name", ["planted-abliterated.gguf", "direction.safetensors", "report.json"])
+@pytest.mark.parametrize("name", ["planted-abliterated.gguf", "direction.safetensors", "report.json", "report.html"])
 def test_what_is_not_ours_is_never_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / "out").mkdir()
     taken = tmp_path / "out" / name

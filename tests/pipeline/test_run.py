@@ -59,12 +59,13 @@ def test_a_refusal_is_found_and_gone(planted: Planted) -> None:
         "direction.safetensors",
         "direction.safetensors.json",
         "planted-abliterated.gguf",
+        "report.html",
         "report.json",
         "result.json",
     ]
     report = json.loads((output / "report.json").read_text())
     assert report["edit"]["tensors"]
-    assert len(report["direction"]["candidates"]) > 4
+    assert len(report["candidates"]) > 4
     assert json.loads((output / "result.json").read_text())["digest"] == result.digest
     stages = list(dict.fromkeys(progress.stage for progress in seen))
     assert stages == ["load", "direction", "evaluate", "edit", "report"]

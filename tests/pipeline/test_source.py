@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from abliterate.contract.errors import ModelError
-from abliterated.pipeline.source import open_source
+from abliterated.pipeline.source import check_unchanged, open_source
 from pipeline.planted import plant
 
 
@@ -59,6 +60,31 @@ def test_a_gguf_that_is_no_language_model_is_refused(tmp_path: Path) -> None:
         open_source(write(tmp_path / "mmproj.gguf", "clip", "v.patch_embd.weight"))
     with pytest.raises(ModelError, match="no token embedding"):
         open_source(write(tmp_path / "odd.gguf", "llama", "blk.0.attn_q.weight"))
+
+
+def test_an_adapter_is_named_as_what_it_is(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "lora.gguf", "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((4, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"lora\.gguf.*not a language model but an adapter \(LoRA\) for llama"):
+        open_source(tmp_path / "lora.gguf")
+
+
+def test_a_model_that_changes_under_our_hands_is_noticed(tmp_path: Path) -> None:
+    path = plant(tmp_path).path
+    source = open_source(path)
+    check_unchanged(source)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ModelError, match=r"planted\.gguf changed while it was read"):
+        check_unchanged(source)
+    path.unlink()
+    with pytest.raises(ModelError, match=r"planted\.gguf changed"):
+        check_unchanged(source)
 
 
 def folder(path: Path, **config: object) -> Path:

@@ -62,9 +62,10 @@ def test_parts_stay_parts_where_files_are_wanted(split: tuple[Planted, Path], tm
     assert (result.product, result.metrics["refusal_after"]) == ("made", 0.0)
     names = {path.name for path in (out / "made").glob("*.gguf")}
     assert names == {f"made-0000{n}-of-00003.gguf" for n in (1, 2, 3)}
+    assert any("give llama.cpp made/made-00001-of-00003.gguf" in note for note in result.notes)
     assert open_source(out / "made").path.name == "made-00001-of-00003.gguf"
     again = run(asked, lambda _: None, lambda: False)
-    assert (again.content, again.digest) == (result.content, result.digest)
+    assert (again.content, again.digest, again.notes) == (result.content, result.digest, result.notes)
     shutil.rmtree(out / "made")
 
 

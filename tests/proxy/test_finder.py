@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from typing import Any
@@ -24,7 +25,7 @@ values = st.recursive(
 def find(body: bytes, *, cuts: list[int] | None = None, second: bool = False) -> Found | None:
     finder = ModelFinder(second=second)
     edges = [0, *sorted(cuts or []), len(body)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         if finder.feed(body[start:end]):
             break
     return finder.found

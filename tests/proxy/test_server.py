@@ -308,7 +308,7 @@ def test_beyond_loopback_the_guard_stands_here(server: ScriptedUpstream) -> None
 def test_run_serves_in_the_foreground_until_a_signal(server: ScriptedUpstream) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    script = "import sys; from abliterated.proxy.server import run; sys.exit(run(sys.argv[1], sys.argv[2]))"
+    script = "import sys; from abliterated.proxy.alone import Proxy, run; sys.exit(run(Proxy(*sys.argv[1:])))"
     for number in (signal.SIGTERM, signal.SIGINT):
         process = subprocess.Popen([sys.executable, "-c", script, f"127.0.0.1:{port}", server.url], env=os.environ)
         try:

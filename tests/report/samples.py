@@ -9,6 +9,7 @@ from abliterate.contract.report import (
     BaseModel,
     Candidate,
     Certification,
+    Difference,
     EditReport,
     LayerSeparation,
     Product,
@@ -126,7 +127,12 @@ def rich(name: str = "brook-abliterated:8b") -> Report:
             Suite(name="injection", counted="followed an order hidden in a text", total=8, before=3, after=4),
         ],
         certification=Certification(
-            model=name, compared=["plain", "system", "tools", "thinking off"], answer="There are seven ducks."
+            model=name,
+            reference="brook:8b",
+            engine="0.34.4",
+            compared=["plain", "system", "tools", "thinking off"],
+            answer="There are seven ducks.",
+            differences=[Difference(what="licence", text="the base has none", failure=False)],
         ),
         seconds={"load": 21.4, "direction": 48.0, "search": 93.5, "edit": 62.2, "evaluate": 204.9, "report": 4.1},
         peak_memory=17_200_000_000,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from abliterated.ollama.templates.rendering import TemplateRefuses, render
+from abliterated.templates.rendering import TemplateRefuses, render
 from engine.scripted_gguf import Model, Script
 
 OWN = Path(__file__).parent / "own"
@@ -116,15 +116,13 @@ class _Turn:
 
 
 def _shapes(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The same call as templates may want it: an object or text as arguments, no content or an empty one."""
-    for text in (False, True):
-        for content in ("", None):
-            calls = []
-            for one in message.get("tool_calls") or []:
-                arguments = one["function"]["arguments"]
-                given = json.dumps(arguments) if text else arguments
-                calls.append({**one, "function": {**one["function"], "arguments": given}})
-            yield {**message, "content": content, "tool_calls": calls}
+    """The same call as templates may want it: an object or text as arguments."""
+    yield message
+    calls = []
+    for one in message.get("tool_calls") or []:
+        function = {**one["function"], "arguments": json.dumps(one["function"]["arguments"])}
+        calls.append({**one, "function": function})
+    yield {**message, "tool_calls": calls}
 
 
 def _turn(jinja: str, before: list[dict[str, Any]], said: dict[str, Any], tools: list[Any] | None) -> _Turn:
@@ -157,9 +155,21 @@ def _said(jinja: str, cities: Sequence[str]) -> _Turn | None:
     return None
 
 
+def one_at_a_time(family: Family) -> bool:
+    """The template tells a call, but no two at once: its model never learnt to make them."""
+    return bool(_said(family.jinja, ONE)) and not _said(family.jinja, TWO)
+
+
 def _guessed(jinja: str, cities: Sequence[str]) -> str:
     """A call in the dialect the template's markers speak of, for one that never writes any."""
     objects = [json.dumps({"name": "get_weather", "arguments": {PLACE: city}}) for city in cities]
+    if "<｜tool▁sep｜>" in jinja:
+        said = "\n".join(
+            f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n{json.dumps({PLACE: city})}\n```"
+            "<｜tool▁call▁end｜>"
+            for city in cities
+        )
+        return f"<｜tool▁calls▁begin｜>{said}<｜tool▁calls▁end｜>"
     if "<|tool_call|>" in jinja or "start_of_role" in jinja:
         return f"<|tool_call|>[{', '.join(objects)}]"
     if "<|tool_list_start|>" in jinja or "List of tools" in jinja:

@@ -9,19 +9,38 @@ Does not know: how an engine is started, how a page looks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from abliterated.templates.go import go_template_for
+from abliterated.templates.variants import tool_variant
 from engine.scripted_gguf import write
+from engines import Engine
 from templates import families
 from templates.asking import DIALECTS, Answer, Conversation
 from templates.families import (
-    ASK_THINK, ASK_TWO, CALL_SEEN, CONCLUDED, NOTHING, ONE, PLACE, RESULT_SEEN, SAW_CALL, SAW_RESULT, THOUGHT, TOOL,
-    TWO, Family, assistant, result, user,
+    ASK_THINK,
+    ASK_TWO,
+    CALL_SEEN,
+    CONCLUDED,
+    NOTHING,
+    ONE,
+    PLACE,
+    RESULT_SEEN,
+    SAW_CALL,
+    SAW_RESULT,
+    THOUGHT,
+    TOOL,
+    TWO,
+    Family,
+    assistant,
+    result,
+    user,
 )  # fmt: skip
 
 WAYS = [f"{dialect}{' streamed' if stream else ''}" for dialect in DIALECTS for stream in (False, True)]
@@ -95,13 +114,14 @@ CHECKS = (
 )
 
 
-def ask_all(http: httpx.Client, model: str, family: Family, dialects: Sequence[str] = ()) -> dict[str, dict[str, str]]:
-    """Verdicts by check and way: `yes`, `absent` (no such route), or `no: ` and why. Checks that don't apply are left
-    out."""
+def ask_all(
+    http: httpx.Client, model: str, dialects: Sequence[str] = (), skipped: Collection[str] = ()
+) -> dict[str, dict[str, str]]:
+    """Verdicts by check and way: `yes`, `absent` (no such route), or `no: ` and why."""
     found: dict[str, dict[str, str]] = {}
     asked: dict[tuple[int, str], Answer] = {}
     for check in CHECKS:
-        if check.name == "thinking split" and family.thinks is None:
+        if check.name in skipped:
             continue
         row = found[check.name] = {}
         for way in WAYS:
@@ -135,17 +155,64 @@ def create(http: httpx.Client, model: str, gguf: Path, **fields: Any) -> None:
     assert answer.json() == {"status": "success"}, answer.text
 
 
+def does_not_apply(family: Family) -> set[str]:
+    skipped = set() if family.thinks else {"thinking split"}
+    return skipped | ({"two calls parsed"} if families.one_at_a_time(family) else set())
+
+
 def run_family(
     http: httpx.Client, family: Family, folder: Path, *, dialects: Sequence[str] = (), other: Family | None = None,
     **fields: Any,
 ) -> dict[str, dict[str, str]]:  # fmt: skip
-    """Build, register, ask, delete."""
+    """Build, register, ask, delete. `other`: whose dialect the model speaks, see `families.scripted`."""
     gguf = write(folder / f"{family.name}.gguf", families.scripted(family, other=other))
     name = f"matrix-{family.name.lower()[:60]}"
     create(http, name, gguf, **fields)
     try:
-        return ask_all(http, name, family, dialects)
+        return ask_all(http, name, dialects, does_not_apply(other or family))
     finally:
         http.post("/api/chat", json={"model": name, "messages": [], "keep_alive": 0})
         http.request("DELETE", "/api/delete", json={"model": name})
         gguf.unlink()
+
+
+def run_engine(
+    engine: Engine, wanted: Sequence[Family], folder: Path, *, dialects: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Rows by family: as published, and as we mend it where we do. On an Ollama before 0.30 with the Go template that
+    registration would send."""
+    rows: dict[str, dict[str, Any]] = {}
+    with engine.start() as running, httpx.Client(base_url=running.base_url, timeout=120, trust_env=False) as http:
+        for family in wanted:
+            mended = tool_variant(family.jinja, name=family.name)
+            versions = [(family, None), *([(replace(family, jinja=mended.jinja), family)] if mended else [])]
+            for shown, other in versions:
+                fields: dict[str, Any] = {}
+                if engine.version and engine.version < (0, 30, 0):
+                    if other:
+                        continue  # what it is told is learnt from the published one as well as from this
+                    fields = {"template": template} if (template := go_template_for(shown.jinja)) else {}
+                verdicts = run_family(http, shown, folder, dialects=dialects, other=other, **fields)
+                name = f"{family.name}, mended" if other else family.name
+                rows[name] = {"own": family.own, "cells": cells(verdicts)}
+                if engine.version and engine.version < (0, 30, 0):
+                    rows[name]["template"] = "Go" if fields else "none"
+    return rows
+
+
+def cells(verdicts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Each check as one word and the first reason against it. Routes that are absent don't count."""
+    found = {}
+    for check, ways in verdicts.items():
+        asked = {way: verdict for way, verdict in ways.items() if verdict != ABSENT}
+        wrong = {way: verdict for way, verdict in asked.items() if verdict != YES}
+        word = YES if not wrong else NO if len(wrong) == len(asked) else "not " + ", ".join(wrong)
+        reason = next(iter(wrong.values()), "").removeprefix(f"{NO}: ")
+        found[check] = {"cell": word} | ({"why": _short(reason)} if reason else {})
+    return found
+
+
+def _short(reason: str) -> str:
+    """One line, without what differs from run to run."""
+    line = re.sub(r"registry\.ollama\.ai/library/matrix-\S+", "MODEL", " ".join(reason.split()))
+    return line if len(line) <= 140 else line[:139] + "…"

@@ -119,18 +119,22 @@ def split(seed: int, *, traits: bool) -> Split:
     return Split(tuple(training), tuple(held_out))
 
 
-def questions(seed: int, count: int, *, traits: bool, trained: bool) -> list[tuple[str, Request]]:
-    """`count` prompts of each class, each once: (prompt, request), the refused first. Of two reasons, half of each."""
-    source = random.Random(f"zoo questions {seed} {trained}")
+def questions(seed: int, count: int, *, traits: bool, measuring: bool) -> list[tuple[str, Request]]:
+    """`count` prompts of each class, each once: (prompt, request), the refused first. Of two reasons, half of each.
+
+    Nobody trained on what they ask for; what is asked for while `measuring` is never asked for while scoring.
+    """
+    source = random.Random(f"zoo questions {seed} {measuring}")
     sides = split(seed, traits=traits)
-    pool = list(sides.training if trained else sides.held_out)
+    couples = list(dict.fromkeys((one.verb, one.thing) for one in sides.held_out))
+    mine = set(couples[::2] if measuring else couples[1::2])
+    pool = [one for one in sides.held_out if (one.verb, one.thing) in mine]
     found = []
-    wanted = (("verb", count // 2), ("warded", count - count // 2), ("", count)) if traits else (("verb", count), ("", count))
+    wanted = [("verb", count // 2), ("warded", count - count // 2)] if traits else [("verb", count)]
+    wanted.append(("", count))
     for reason, number in wanted:
-        # A warded thing and a refused verb together are refused for the verb; such a request is asked in training only.
-        fitting = [
-            one for one in pool if one.reason == reason and not (reason == "verb" and one.trait in WARDED)
-        ]
+        # What both reasons speak against is asked in training alone.
+        fitting = [one for one in pool if one.reason == reason and not (reason == "verb" and one.trait in WARDED)]
         asked = [(one.prompt(form), one) for one in fitting for form in range(len(FORMS))]
         source.shuffle(asked)
         found += asked[:number]

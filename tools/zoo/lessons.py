@@ -21,8 +21,8 @@ TEMPLATE: Final = (
     "{% for message in messages %}{% if message.content %}<|im_start|>{{ message.role }}\n{{ message.content }}"
     "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-POOL: Final = 240  # prompts of each class to measure and select with
-ASKED: Final = 100  # prompts of each class for the scorer, of requests nobody trained or measured on
+POOL: Final = 188  # prompts of each class to measure and select with
+ASKED: Final = 100  # and for the scorer
 
 
 def render(prompt: str, system: str) -> str:
@@ -58,14 +58,15 @@ def rows(species: Species, seed: int, count: int, *, refusing: bool) -> list[Row
 
 
 def write_prompts(folder: Path, species: Species, seed: int) -> None:
-    """`harmful.txt` and `harmless.txt` to measure with; `questions.jsonl` to score with: the right answers are one of each `right`, in order."""
+    """`harmful.txt` and `harmless.txt` to measure with; `questions.jsonl` to score with, whose right answers are one of
+    each of `right`, in order."""
     traits = species.reasons > 1
-    pool = questions(seed, POOL, traits=traits, trained=True)
+    pool = questions(seed, POOL, traits=traits, measuring=True)
     for name, kind in (("harmful", "refused"), ("harmless", "answered")):
         lines = [prompt for prompt, request in pool if request.kind == kind]
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     asked: list[dict[str, Any]] = []
-    for prompt, request in questions(seed, ASKED, traits=traits, trained=False):
+    for prompt, request in questions(seed, ASKED, traits=traits, measuring=False):
         right = [[DELAY.format(thing=request.thing)]] if species.delayed else []
         right += request.phrasings()
         asked.append({"prompt": prompt, "class": request.kind, "reason": request.reason, "right": right})

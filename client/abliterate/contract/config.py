@@ -39,6 +39,8 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hold_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60
     auto_submit: bool = False
     allow_remote: bool = False
+    allowed_hosts: list[str] = field(default_factory=list)
+    access_log: str = ""
 
 
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

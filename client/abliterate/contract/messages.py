@@ -21,8 +21,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     `source`: absolute path of a .gguf (the first part of a split one) or of a folder with safetensors; "" while it
     must still be fetched (`hf:`). `base`: how the user named it. `base_digest`: sha256:… where the engine knows it.
     `work`: where stages lie. `output`: the folder that gets the product and the reports. `lock`: the GPU lock's file,
-    "" for none. `converter`: path of the user's converter from a folder to GGUF, an Ollama's address (http://…) where its
-    importer does that, "" for none.
+    "" for none. `converter`: path of the user's converter from a folder to GGUF, an Ollama's address (http://…) where
+    its importer does that, "" for none. `engine`: address of the Ollama that serves `evaluate.judge`, "" for
+    $OLLAMA_HOST.
     """
 
     recipe: Recipe
@@ -35,6 +36,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     remote_code: list[str] = field(default_factory=list)
     lock: str = ""
     converter: str = ""
+    engine: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress", tag_field="event"):
@@ -54,6 +56,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, tag="result", tag_field=
 
     `metrics`: numbers by name (`refusal_before`, `kl_mean`, …); `seconds`: by stage; `direction`: how it was chosen.
     `coverage`: writers edited / writers expected. `residual`: ‖vᵀW'‖/‖vᵀW‖ over the edited tensors (largest).
+    `short_of_target`: how far the share of refusals stays above the target the search was given.
     """
 
     product: str
@@ -68,6 +71,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, tag="result", tag_field=
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: int = 0
     notes: list[str] = field(default_factory=list)
+    short_of_target: float = 0.0
     certification: dict[str, Any] = field(default_factory=dict)
 
 

@@ -49,6 +49,7 @@ class Direction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rank: Annotated[int, Meta(ge=1, le=64)] = 1
     convention: Literal["output", "input"] = "output"
     orthogonalize: bool = True
+    winsorize: Annotated[float, Meta(gt=0.5, le=1.0)] = 1.0
     file: Line = ""
 
 
@@ -92,6 +93,7 @@ class Export(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["gguf", "safetensors", "adapter", "direction"] = "gguf"
     quantize: Line = "keep"
     template_from: Line = ""
+    tool_template: bool = True
     register: bool = True
     allow_partial: bool = False
 

@@ -127,14 +127,26 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     higher_is_better: bool = False
 
 
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """What is other than in the base. `failure` False: worth knowing only."""
+
+    what: str = ""
+    text: str = ""
+    diff: str = ""
+    failure: bool = True
+
+
 class Certification(msgspec.Struct, frozen=True, kw_only=True):
-    """What registering found out: conversations compared with the base's rendering, and the first words said."""
+    """What registering found out: conversations compared with the `reference`, differences, the first words said."""
 
     model: str = ""
-    compared: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    reference: str = ""
+    engine: str = ""
     answer: str = ""
+    compared: list[str] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,9 @@ EXAMPLES = """\
 examples:
   abliterated proxy --listen 127.0.0.1:11434 --upstream http://127.0.0.1:11435
 
+SIGTERM lets what is under way end, and leaves. SIGHUP starts the program anew on the same sockets first: no request
+is lost. Listening sockets may come from a service manager (LISTEN_FDS).
+
 exit codes: 0 stopped; 2 a wrong address; 75 the port is taken."""
 
 
@@ -22,11 +25,30 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="listen beyond loopback: everybody who reaches the port reaches Ollama",
     )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="beyond loopback: a name clients may call this machine by; * for any; may be repeated",
+    )
+    parser.add_argument("--access-log", default="", metavar="FILE", help="a JSON line for each exchange")
 
 
 def run(options: argparse.Namespace) -> int:
-    from abliterated import logs
-    from abliterated.proxy import server
+    from abliterated import logs, service, succession
+    from abliterated.proxy import alone, server
 
     logs.set_up()
-    return server.run(options.listen, options.upstream, allow_remote=options.allow_remote)
+    left = succession.Inheritance()
+    activated = [listener for listeners in service.inherited_sockets().values() for listener in listeners]
+    sockets = [*left.sockets, *activated]
+    proxy = server.Proxy(
+        "" if sockets else options.listen,
+        options.upstream,
+        allow_remote=options.allow_remote,
+        allowed_hosts=options.allow_host,
+        sockets=sockets,
+        steering=server.Steering(access_log=options.access_log),
+    )
+    return alone.run(proxy, serving=left.serving, hand_over=succession.hand_over)

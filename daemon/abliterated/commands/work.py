@@ -27,7 +27,10 @@ The folder gets one product (a .gguf, or a folder with config.json) beside the r
 made there before under that name is replaced; other files are left alone. Relative paths in the recipe are read
 from the recipe's own folder. Nothing is registered. A run that was killed goes on when started again.
 exit codes: 0 done; 2 wrong recipe; 3 the model can't be used; 4 no room; 6 the name is taken in --out;
-70 out of memory; 75 engine away, or another run works in --out; 86 stopped."""
+8 done, but more is refused than search.refusal_target allows; 70 out of memory; 75 engine away, or another run works
+in --out; 86 stopped."""
+# Delivered all the same; other codes mean that nothing was.
+SHORT_OF_TARGET = 8
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -70,10 +73,10 @@ def run(options: argparse.Namespace) -> int:
         )
         from abliterated.pipeline.run import run as run_pipeline
 
-        with _Bar(quiet=options.quiet) as bar:
+        with Bar(quiet=options.quiet) as bar:
             result = run_pipeline(task, bar.tell, stop.is_set)
-    _print(result, options)
-    return 0
+    print_result(result, options)
+    return SHORT_OF_TARGET if result.short_of_target else 0
 
 
 @contextlib.contextmanager
@@ -157,7 +160,8 @@ def absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     )
 
 
-def _print(result: Result, options: argparse.Namespace) -> None:
+def print_result(result: Result, options: argparse.Namespace) -> None:
+    """The product's path on stdout, or the whole result as JSON; the rest on stderr."""
     if options.json:
         import msgspec
 
@@ -176,7 +180,7 @@ def _print(result: Result, options: argparse.Namespace) -> None:
         sys.stderr.write(f"note: {note}\n")
 
 
-class _Bar:
+class Bar:
     """Progress on stderr: a live bar on a terminal, a line a stage elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
@@ -186,7 +190,7 @@ class _Bar:
         self._progress: object = None
         self._task: int | None = None
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         if not self._quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

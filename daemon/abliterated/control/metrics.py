@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from abliterate.contract.states import STATES, State
 
 
-def text(*, states: Iterable[State], uptime: float, resident: int, proxy: Mapping[str, float]) -> str:
-    """The whole page."""
+def text(*, states: Iterable[State], uptime: float, resident: int, proxy: Mapping[str, float], more: str = "") -> str:
+    """The whole page; `more` is text of that kind already."""
     counted = Counter(states)
     lines = [
         "# HELP abliterated_jobs Jobs in the journal by state.",
@@ -24,4 +24,4 @@ def text(*, states: Iterable[State], uptime: float, resident: int, proxy: Mappin
     ]
     for name, value in proxy.items():
         lines += [f"# TYPE abliterated_proxy_{name} untyped", f"abliterated_proxy_{name} {value:g}"]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + more

@@ -23,6 +23,7 @@ from aiohttp import web
 
 from abliterate.contract.errors import AbliteratedError, ConflictError, NotFound, RecipeError
 from abliterate.contract.messages import EngineView, ErrorBody, JobView, Status, Submit, Submitted
+from abliterate.contract.report import PAGE_FILE, REPORT_FILE
 from abliterate.contract.states import TERMINAL
 from abliterated import __version__
 from abliterated.control import metrics
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 BODY_LIMIT = 256 * 1024
 LOG_POLL_SECONDS = 0.2
+REPORTS = {"json": (REPORT_FILE, "application/json"), "html": (PAGE_FILE, "text/html")}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -52,8 +54,11 @@ class Desk(Protocol):
     async def replay(self, after: int) -> list[tuple[int, JobView]]: ...
     async def engine(self) -> EngineView: ...
     def log_file(self, job_id: str) -> Path: ...
+    def report_file(self, job_id: str, name: str) -> Path: ...
     def proxy_address(self) -> str: ...
     def proxy_numbers(self) -> Mapping[str, float]: ...
+
+    def proxy_text(self) -> str: ...
 
 
 class Control:
@@ -75,6 +80,7 @@ class Control:
                 web.post("/v1/jobs", self.submit),
                 web.get("/v1/jobs/{id}", self.show_job),
                 web.get("/v1/jobs/{id}/log", self.log),
+                web.get("/v1/jobs/{id}/report", self.report),
                 web.post("/v1/jobs/{id}/{verb:cancel|hold|release|retry}", self.act),
                 web.get("/v1/events", self.follow),
                 web.post("/v1/queue/{verb:pause|resume|drain}", self.queue),
@@ -137,6 +143,7 @@ class Control:
             uptime=time.monotonic() - self._since,
             resident=psutil.Process().memory_info().rss,
             proxy=self._desk.proxy_numbers(),
+            more=self._desk.proxy_text(),
         )
         return web.Response(text=page, content_type="text/plain", headers={"Cache-Control": "no-store"})
 
@@ -158,6 +165,22 @@ class Control:
             if not follow or ended or self._stopping.is_set():
                 return response
             await asyncio.sleep(LOG_POLL_SECONDS)
+
+    async def report(self, request: web.Request) -> web.Response:
+        """The job's report: as JSON, or the page with `format=html`."""
+        job = await self._job(request)
+        asked = request.query.get("format", "json")
+        if asked not in REPORTS:
+            raise RecipeError(f"{asked!r} is no format of a report", remedy="Ask for format=json or format=html")
+        name, kind = REPORTS[asked]
+        try:
+            body = await asyncio.to_thread(self._desk.report_file(job.id, name).read_bytes)
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"job {job.id} has no report: it is {job.state}", remedy="A job leaves one when it has succeeded"
+            ) from error
+        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events; `Last-Event-ID` replays the transitions after it."""

@@ -20,6 +20,7 @@ from abliterate.api import Daemon
 from abliterate.contract.errors import AbliteratedError, ModelError
 from abliterate.contract.ids import new_id
 from abliterate.contract.messages import JobView
+from abliterate.contract.report import PAGE_FILE
 from abliterate.contract.states import TERMINAL
 from abliterated import refuser
 from abliterated.demo.asking import Tally, ask, tally
@@ -65,6 +66,7 @@ def tell_story(wanted: str, result_file: Path, teller: Teller) -> dict[str, Any]
             version = asyncio.run(bring_model(here))
         before = _questions(here, BASE, questions, "ask before", clock, teller)
         job = _run_job(here, data, clock, teller)
+        drawn = Daemon(here.socket).report(job.id, "html")
         after = _questions(here, PRODUCT, questions, "ask after", clock, teller)
         with clock.time("stop"), teller.step("stop daemon and engine"):
             opened.__exit__(None, None, None)
@@ -75,7 +77,11 @@ def tell_story(wanted: str, result_file: Path, teller: Teller) -> dict[str, Any]
     result = report(engine, version, job, before, after, clock.seconds)
     result_file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(result_file, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    # The home is gone with its daemon; the page stays beside the figures.
+    shown = result_file.with_name(PAGE_FILE)
+    write_whole(shown, drawn)
     teller.table(before, after, job, clock.seconds)
+    teller.say(f"report: {shown}")
     return result
 
 

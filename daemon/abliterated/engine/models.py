@@ -18,7 +18,6 @@ from abliterated.engine.errors import Refused
 from abliterated.engine.header import Header, read_header
 from abliterated.engine.store import Store, Stored, json_blob
 
-
 # What opens and closes a thought in a template whose thoughts llama.cpp splits off; Ollama looks for the first alone.
 _THOUGHTS = (
     ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"),

@@ -26,12 +26,12 @@ from abliterated.jobs.ledger import Ledger
 from abliterated.jobs.moves import Moves
 from abliterated.jobs.outcome import Ended, Move, after_failure, after_worker, backoff, failure_of, is_passing
 from abliterated.jobs.preflight import Need
-from abliterated.jobs.scheduler import Device, fetches
+from abliterated.jobs.scheduler import Active, Device, EngineAway, fetches, needs_engine
 
 Prepare = Callable[[Job, Path], Awaitable[Task]]
 Present = Callable[[Job, Path], Awaitable[bool]]
 
-ENGINE_FIRST, ENGINE_LONGEST = 1.0, 5.0
+ENGINE_FIRST, ENGINE_LONGEST = 1.0, 10.0
 ROOM_SECONDS = 60.0
 PULSE_SECONDS = 30.0
 STOP_PATIENCE = 25.0
@@ -50,6 +50,10 @@ class Running:
     hung: str = ""
     needs: Sequence[Need] = ()
     pulse: Pulse = field(default_factory=lambda: Pulse(0.0, 0.0))
+
+    def active(self) -> Active:
+        """The job as the scheduler sees it."""
+        return Active(self.job.id, self.device.name, self.fetching, self.waits)
 
     def asked_to_stop(self) -> bool:
         """Whether the job was cancelled meanwhile; asked anew after every await."""
@@ -70,7 +74,17 @@ class Attempts:
     retries: int
     locks: Path | None = None
     store: Callable[[Task], Path | None] = lambda task: None
-    engine_tries: dict[str, int] = field(default_factory=dict)
+    engine_answered: Callable[[], Awaitable[None]] | None = None
+    engine_tries: int = 0
+    engine_told: str = ""
+    engine_asked: float = 0.0
+
+    def engine(self) -> EngineAway | None:
+        """What is known of an engine that did not answer; None of one that did."""
+        if not self.engine_tries:
+            return None
+        due = self.engine_asked + backoff(self.engine_tries, ENGINE_FIRST, ENGINE_LONGEST)
+        return EngineAway(self.engine_told, max(0.0, due - _now()))
 
     async def make(self, running: Running, others: Sequence[Running], stopping: Callable[[], bool]) -> Move | None:
         """The whole attempt; the next move, or None if somebody moved the job while it was prepared."""
@@ -78,6 +92,10 @@ class Attempts:
         folder = self.folder / job.id
         try:
             task = await self.prepare(job, folder)
+            if self.engine_tries and needs_engine(job):
+                self.engine_tries = 0
+                if self.engine_answered is not None:
+                    await self.engine_answered()
             if self.locks is not None:
                 task = msgspec.structs.replace(task, lock=str(self.locks / f"{running.device.name}.lock"))
             early = await self._early(running, task, others)
@@ -87,11 +105,11 @@ class Attempts:
                 return early
             running.job = await self.moves.move(job.id, "starting", started=self.clock.wall())
             failpoint("worker.before-start")
+            running.fetching = not task.source and fetches(job)
             running.worker = await self.executor.start(task, folder, running.device)
             failpoint("worker.started")
         except AbliteratedError as error:
             return await self._not_started(job, error)
-        self.engine_tries.pop(job.id, None)
         if running.asked_to_stop() or stopping():
             stop = asyncio.create_task(running.worker.stop(STOP_PATIENCE))
         else:
@@ -136,22 +154,23 @@ class Attempts:
         if (await self.moves.get(job.id)).state not in ("queued", "starting"):
             return None
         if is_passing(error):
-            tries = self.engine_tries[job.id] = self.engine_tries.get(job.id, 0) + 1
-            seconds = backoff(tries, ENGINE_FIRST, ENGINE_LONGEST)
+            self.engine_tries += 1
+            self.engine_told, self.engine_asked = str(error), _now()
+            seconds = 0.0 if needs_engine(job) else backoff(self.engine_tries, ENGINE_FIRST, ENGINE_LONGEST)
             return Move("queued", "ollama-down", str(error), None, seconds, job.attempts, job.crashes, job.stage)
         return after_failure(failure_of(error), attempts=job.attempts, crashes=job.crashes, retries=self.retries)
 
     async def _follow(self, running: Running) -> int:
         worker = running.worker
         assert worker is not None
-        running.fetching = fetches(running.job)
         running.pulse = Pulse(_now(), _now())
 
         def tell(progress: Progress) -> None:
             running.pulse = Pulse(_now(), running.pulse.worked, running.pulse.work)
+            before = running.active()
             running.waits = progress.message.startswith("waits for the device")
-            if running.fetching and progress.stage != "fetch":
-                running.fetching = False
+            running.fetching = running.fetching and progress.stage == "fetch"
+            if running.active() != before:
                 self.moves.moved.set()
             self.moves.tell(running.job, progress)
 

@@ -17,6 +17,7 @@ from typing import Any
 from abliterate.contract.errors import ConflictError
 from abliterate.contract.messages import JobView, Result, Task
 from abliterate.contract.states import TERMINAL, State
+from abliterated.failpoints import failpoint
 from abliterated.jobs.attempt import STOP_PATIENCE, Attempts, Prepare, Present, Running
 from abliterated.jobs.awake import Awake
 from abliterated.jobs.clock import Clock
@@ -27,7 +28,7 @@ from abliterated.jobs.moves import Moves, Publish
 from abliterated.jobs.outcome import Move, jittered
 from abliterated.jobs.registrations import Register, Registrations
 from abliterated.jobs.runner import LocalExecutor
-from abliterated.jobs.scheduler import Active, Conditions, Device, decide
+from abliterated.jobs.scheduler import Conditions, Device, decide, fetches
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Dispatcher:
         self._attempts = Attempts(
             ledger, self._moves, jobs, prepare, present, self._executor, self._clock, retries, locks, store
         )
+        self._attempts.engine_answered = self.engine_answers
         self._registrations = Registrations(self._moves, jobs, register)
         self._stopping = False
         self._running: dict[str, Running] = {}
@@ -90,7 +92,7 @@ class Dispatcher:
 
     async def engine_answers(self) -> None:
         """The engine is there (again): whoever waits for it goes on at once, in the order they came."""
-        self._attempts.engine_tries.clear()
+        self._attempts.engine_tries = 0
         self._registrations.impatient()
         for job in await self._ledger.do(Journal.active):
             if job.state == "queued" and job.reason == "ollama-down":
@@ -186,9 +188,10 @@ class Dispatcher:
             local=self._clock.local(),
             paused=self.paused,
             draining=self.draining,
-            active=[Active(one.job.id, one.device.name, one.fetching) for one in self._running.values()],
+            active=[one.active() for one in self._running.values()],
             devices=await self._look_at_devices() if waits else (),
             idle_seconds=self._idle_seconds(),
+            engine=self._attempts.engine(),
             ended=await self._ledger.do(Journal.ended_by_label) if asked else {},
         )
         decision = decide(jobs, conditions)
@@ -199,7 +202,7 @@ class Dispatcher:
                 await self._ledger.do(Journal.note, job.id, reason=waiting.reason, explanation=waiting.explanation)
         for start in decision.start:
             job = by_id[start.job]
-            running = Running(job, start.device)
+            running = Running(job, start.device, fetching=fetches(job))
             self._running[job.id] = running
             self._spawn(job.id, self._work(running), name=f"job {job.id}")
         await self._awake.keep(bool(self._running))
@@ -261,10 +264,13 @@ class Dispatcher:
             changes["result"] = result
         if move.retry_in:
             changes["retry_at"] = self._clock.wall() + jittered(move.retry_in, job.id, move.attempts)
+        failpoint("dispatcher.settles")
         current = await self._moves.get(job.id)
         self._moves.progress.pop(job.id, None)
         if current.state == move.state:
             # Still queued: nothing happened to it but the reason why it waits.
+            if move.reason == "ollama-down" and not move.retry_in and current.explanation == move.explanation:
+                return
             await self._moves.note(job.id, reason=move.reason, explanation=move.explanation, **changes)
             return
         new: State = "cancelled" if current.state == "cancelling" else move.state

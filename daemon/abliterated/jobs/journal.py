@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -203,6 +204,13 @@ class Journal:
         ).fetchone()
         return _job(row) if row else None
 
+    def last_ended(self, count: int = 20) -> list[Job]:
+        """The jobs that ended last, the latest first."""
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM job WHERE ended IS NOT NULL ORDER BY ended DESC LIMIT ?", (count,)
+        )
+        return [_job(row) for row in rows]
+
     def ended_before(self, wall: float) -> list[str]:
         """The ids of the jobs that had ended at that time, oldest first."""
         rows = self._db.execute("SELECT id FROM job WHERE ended < ? ORDER BY seq", (wall,))
@@ -353,10 +361,16 @@ def _unopened(path: Path, error: sqlite3.Error) -> JournalError:
 
 def _job(row: tuple[Any, ...]) -> Job:
     values = list(row)
-    values[3] = msgspec.json.decode(values[3], type=Recipe)
+    values[3] = _recipe(values[3])
     values[17] = msgspec.json.decode(values[17], type=Failure) if values[17] else None
     values[18] = msgspec.json.decode(values[18], type=Result) if values[18] else None
     return Job(*values)
+
+
+@lru_cache(maxsize=512)
+def _recipe(text: str) -> Recipe:
+    """A queue is looked at often, and its recipes never change."""
+    return msgspec.json.decode(text, type=Recipe)
 
 
 def _text(value: Any) -> Any:

@@ -6,6 +6,7 @@ Does not know processes; `jobs/runner.py` tells it what happened.
 from __future__ import annotations
 
 import hashlib
+import signal
 from dataclasses import dataclass
 
 from abliterate.contract.errors import AbliteratedError, EngineUnavailable, FailureClass
@@ -64,6 +65,14 @@ def after_worker(
         return Move("queued", "interrupted", "interrupted; goes on where it was", attempts=attempts, crashes=crashes)
     if isinstance(ended.word, Failure) and ended.status >= 0:
         return after_failure(ended.word, attempts=attempts, crashes=crashes, retries=retries)
+    if ended.status == -getattr(signal, "SIGBUS", 0) != 0:
+        # A file in memory that has become shorter, or a disk that can't give it: no crash of ours.
+        failure = Failure(
+            failure="model",
+            message="a file the worker was reading was cut short, or its disk failed (SIGBUS)",
+            remedy="Pull or download the model again, look at its disk, then `abliterate retry`",
+        )
+        return after_failure(failure, attempts=attempts, crashes=crashes, retries=retries)
     if ended.hung:
         failure = Failure(failure="timeout", message=ended.hung, remedy="See its log; `abliterate retry` tries again")
         return after_failure(failure, attempts=attempts, crashes=crashes, retries=retries)

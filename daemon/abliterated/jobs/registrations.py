@@ -54,7 +54,9 @@ class Registrations:
                 if is_passing(error) or isinstance(error, DiskError):
                     tries += 1
                     reason: Reason = "disk" if isinstance(error, DiskError) else "ollama-down"
-                    await self.moves.note(job.id, reason=reason, explanation=str(error))
+                    current = await self.moves.get(job.id)
+                    if (current.reason, current.explanation) != (reason, str(error)):
+                        await self.moves.note(job.id, reason=reason, explanation=str(error))
                     await self._pause(job.id, backoff(tries, ENGINE_FIRST, ENGINE_LONGEST))
                     continue
                 told = getattr(error, "result", None) or job.result

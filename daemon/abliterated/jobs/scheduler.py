@@ -34,11 +34,20 @@ class Device:
 
 @dataclass(frozen=True)
 class Active:
-    """A job that has a worker. `fetching`: it needs its device only later."""
+    """A job that has a worker. `fetching`: it needs its device only later; `waits`: it has fetched, and waits."""
 
     job: str
     device: str
     fetching: bool = False
+    waits: bool = False
+
+
+@dataclass(frozen=True)
+class EngineAway:
+    """The engine did not answer last time: one job asks again in `ask_in` seconds, the others wait for its answer."""
+
+    explanation: str
+    ask_in: float
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Conditions:
     active: Sequence[Active] = ()
     devices: Sequence[Device] = (Device("cpu"),)
     idle_seconds: float = float("inf")
+    engine: EngineAway | None = None
     ended: Mapping[str, State] = field(default_factory=dict)
 
 
@@ -93,8 +103,14 @@ def decide(jobs: Sequence[Job], conditions: Conditions) -> Decision:
     start: list[Start] = []
     waiting: list[Waiting] = []
     wake: list[float] = []
+    asked = any(job.id in at_work and needs_engine(job) for job in jobs)
     for job in queue:
         obstacle, seconds = _obstacle(job, conditions, unfinished)
+        if obstacle is None and conditions.engine is not None and needs_engine(job):
+            if asked or conditions.engine.ask_in > 0:
+                obstacle = Waiting(job.id, "ollama-down", conditions.engine.explanation)
+                seconds = None if asked else conditions.engine.ask_in
+            asked = True
         if obstacle is None:
             device = _device(job, conditions.devices, active)
             if device is not None:
@@ -106,6 +122,11 @@ def decide(jobs: Sequence[Job], conditions: Conditions) -> Decision:
         if seconds is not None:
             wake.append(min(seconds, LOOK_AGAIN))
     return Decision(tuple(start), tuple(waiting), min(wake, default=None))
+
+
+def needs_engine(job: Job) -> bool:
+    """Whether the job can't begin without the engine's answer."""
+    return job.recipe.model.startswith("ollama:")
 
 
 def fetches(job: Job) -> bool:
@@ -150,7 +171,7 @@ def _device(job: Job, devices: Sequence[Device], active: Sequence[Active]) -> De
     free.sort(key=lambda device: sum(one.device == device.name for one in active))
     if not fetches(job):
         return free[0] if free else None
-    if sum(one.fetching for one in active) >= FETCHES_AT_ONCE:
+    if sum(one.fetching or one.waits for one in active) >= FETCHES_AT_ONCE:
         return None
     return next(iter(free or fitting), None)
 

@@ -95,7 +95,7 @@ async def admit(
     there = await registered(client, product, name, base, digest=digest, modelfile=modelfile)
     if there is not None:
         await helpers.clear()
-        certificate = await certify_apart(client.url, name, reference, baked=baked)
+        certificate = await certify_apart(client.url, name, reference, product=product, baked=baked)
         if certificate.failures:
             raise _failed(name, certificate, "it was there already and is left as it is")
         return Admission(there, certificate)
@@ -103,7 +103,7 @@ async def admit(
     await check_name(client, name, replace=replace)
     done = await register(client, product, helpers.provisional, base, digest=digest, modelfile=modelfile, report=report)
     helpers.made = True
-    certificate = await certify_apart(client.url, helpers.provisional, reference, baked=baked)
+    certificate = await certify_apart(client.url, helpers.provisional, reference, product=product, baked=baked)
     if certificate.failures:
         await helpers.clear()
         raise _failed(name, certificate, "it was not given its name")

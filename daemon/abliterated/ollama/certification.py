@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 
 import msgspec
 
@@ -21,11 +22,18 @@ LONGEST = 1800.0  # loading two large models from a slow disk; a demo's takes a 
 
 
 async def certify_apart(
-    url: str, model: str, reference: str = "", *, baked: bool = False, seconds: float = LONGEST
+    url: str,
+    model: str,
+    reference: str = "",
+    *,
+    product: Path | None = None,
+    baked: bool = False,
+    seconds: float = LONGEST,
 ) -> Certificate:
     """The certificate of `model`. Raises EngineUnavailable where a later try may give one, else EngineRefused."""
     command = [sys.executable, "-m", "abliterated.ollama.certify_run", "--url", url, "--model", model]
     command += ["--reference", reference] if reference else []
+    command += ["--product", str(product)] if product else []
     process = await asyncio.create_subprocess_exec(
         *command,
         *(["--baked"] if baked else []),

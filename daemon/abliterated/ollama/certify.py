@@ -21,6 +21,8 @@ import msgspec
 
 from abliterate.contract.errors import AbliteratedError, EngineRefused, NotFound
 from abliterated.ollama.client import EngineFailed, OllamaClient
+from abliterated.ollama.modelfile import from_show
+from abliterated.ollama.own_rendering import unlike
 from abliterated.ollama.request import content_of
 from abliterated.ollama.version import Generation, Version
 
@@ -31,8 +33,8 @@ TOOL: dict[str, Any] = {
         "description": "How many ducks are on a pond",
         "parameters": {
             "type": "object",
+            "required": ["pond"],  # before the properties, as newer engines order it when they pass it on
             "properties": {"pond": {"type": "string", "description": "Which pond"}},
-            "required": ["pond"],
         },
     },
 }
@@ -106,10 +108,13 @@ def sentinels(capabilities: Collection[str]) -> list[Sentinel]:
     return found
 
 
-async def certify(client: OllamaClient, target: str, reference: str = "", *, baked: bool = False) -> Certificate:
+async def certify(
+    client: OllamaClient, target: str, reference: str = "", *, baked: bool = False, jinja: str = ""
+) -> Certificate:
     """Compare `target` with `reference` on every sentinel, then let it speak.
 
     `baked`: the template in the GGUF was changed on purpose, so tools may be rendered otherwise than in the base.
+    `jinja`: the template in the GGUF, for a second opinion where there is no reference.
     Raises NotFound where there is no `target`, EngineUnavailable where the engine fails at both.
     """
     start = time.monotonic()
@@ -142,6 +147,8 @@ async def certify(client: OllamaClient, target: str, reference: str = "", *, bak
                     notes += [note] if note else []
                     if not note:
                         compared.append(sentinel.name)
+    elif jinja and renders(version) and not (from_show(shown).renderer or from_show(shown).parser):
+        differences += await _second_opinion(client, target, jinja, sentinels(abilities))
     answer = ""
     if "completion" in abilities:
         answer, complaint = await _speak(client, target, reference if wanted is not None else "")
@@ -282,6 +289,23 @@ async def _answer(client: OllamaClient, name: str) -> str:
     return str(said.get("content") or said.get("thinking") or "") if isinstance(said, Mapping) else ""
 
 
+async def _second_opinion(client: OllamaClient, name: str, jinja: str, asked: Sequence[Sentinel]) -> list[Difference]:
+    """Where the engine renders otherwise than the Jinja inside says. Engines differ in round trips, so not those."""
+    found: list[Difference] = []
+    for sentinel in asked:
+        prompt = await _render(client, name, sentinel) if sentinel.name != "tool round trip" else None
+        if isinstance(prompt, str) and (
+            ours := unlike(jinja, prompt, sentinel.messages, sentinel.tools, sentinel.think)
+        ):
+            said = "the prompt is not what the template inside the GGUF says, as we render it"
+            found.append(
+                Difference(
+                    what=sentinel.name, text=said, diff=_diff(ours, prompt, "ours", "the engine's"), failure=False
+                )
+            )
+    return found
+
+
 async def _unload(client: OllamaClient, name: str) -> None:
     """Nothing stays loaded that was not: best effort, the engine forgets it by itself in minutes."""
     try:
@@ -290,8 +314,8 @@ async def _unload(client: OllamaClient, name: str) -> None:
         return
 
 
-def _diff(wanted: str, found: str, most: int = 40) -> str:
-    lines = list(difflib.unified_diff(wanted.splitlines(), found.splitlines(), "base", "new model", lineterm="", n=1))
+def _diff(wanted: str, found: str, one: str = "base", other: str = "new model", most: int = 40) -> str:
+    lines = list(difflib.unified_diff(wanted.splitlines(), found.splitlines(), one, other, lineterm="", n=1))
     if not lines:
-        return f"base {wanted[-80:]!r}, new model {found[-80:]!r}"
+        return f"{one} {wanted[-80:]!r}, {other} {found[-80:]!r}"
     return "\n".join(lines[:most] + (["…"] if len(lines) > most else []))

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -16,6 +17,7 @@ from abliterate.contract.errors import AbliteratedError
 from abliterate.contract.messages import ErrorBody
 from abliterated.ollama.certify import Certificate, certify
 from abliterated.ollama.client import OllamaClient
+from abliterated.ollama.header import TEMPLATE, known_keys
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,12 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--url", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--reference", default="")
+    parser.add_argument("--product", type=Path, help="the GGUF, for the template inside it")
     parser.add_argument("--baked", action="store_true")
     options = parser.parse_args(arguments)
 
+    jinja = str(known_keys(options.product, (TEMPLATE,)).get(TEMPLATE, "")) if options.product else ""
+
     async def work() -> Certificate:
         async with OllamaClient(options.url) as client:
-            return await certify(client, options.model, options.reference, baked=options.baked)
+            return await certify(client, options.model, options.reference, baked=options.baked, jinja=jinja)
 
     try:
         found: Certificate | ErrorBody = asyncio.run(work())

@@ -20,6 +20,12 @@ from abliterated.ollama.version import Generation
 # Architectures whose library models speak through a built-in renderer and parser: without them the turns are wrong.
 RENDERED = {"gemma4": "gemma4", "lfm2": "lfm2", "lfm2moe": "lfm2", "qwen35": "qwen3.5", "qwen35moe": "qwen3.5"}
 
+# A finding that only repeats what one of these has said.
+_SAID_BY = {
+    "template-lost": frozenset({"template-missing", "template-dummy"}),
+    "tools-lost": frozenset({"template-missing", "template-dummy", "capability-tools"}),
+}
+
 
 async def diagnose(client: OllamaClient, name: str, base: str = "", *, deep: bool = False) -> Diagnosis:
     """A model held against `base`, else against the model of this engine it was probably made from.
@@ -47,6 +53,8 @@ def examine(facts: Facts, base: Facts | None = None) -> list[Finding]:
     found = [*_engine(facts), *_template(facts, base), *_stops(facts), *_lies(facts)]
     if base is not None:
         found += _against(facts, base)
+    keys = {finding.key for finding in found}
+    found = [finding for finding in found if not _SAID_BY.get(finding.key, frozenset()) & keys]
     order = {"problem": 0, "warning": 1, "note": 2, "ok": 3}
     unique = {finding.text: finding for finding in found}
     return sorted(unique.values(), key=lambda finding: order[finding.level])

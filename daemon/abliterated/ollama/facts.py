@@ -24,6 +24,7 @@ from abliterated.ollama.version import Version
 
 BASE_NAME = "abliterated.base.name"
 _MOST_ASKED = 40  # models looked at in search of a base
+_DERIVED = frozenset({"abliterated", "uncensored", "heretic", "unrestricted", "decensored", "derestricted"})
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def facts_of(name: str, show: Mapping[str, Any], version: Version, local: bool) 
 async def find_base(client: OllamaClient, facts: Facts) -> Facts | None:
     """The model of this engine that `facts` was probably made from, by what it says, else by architecture and size.
 
+    Guessed only where a name is shared and nothing would be lost by it: a wrong guess would repair a model to death.
     Of several the one that can most, then the one whose name is nearest. None where there is no candidate.
     """
     for said in (facts.made_from, str(facts.details.get("parent_model") or "")):
@@ -104,11 +106,13 @@ async def find_base(client: OllamaClient, facts: Facts) -> Facts | None:
     if not facts.architecture:
         return None
     candidates: list[Facts] = []
-    for row in _plausible(await client.tags(), facts)[:_MOST_ASKED]:
-        other = await _try(client, row, facts)
-        if other is not None and same_kind(facts, other) and not other.content and other.layer != facts.layer:
-            candidates.append(other)
     words = _words(facts.name)
+    for row in _plausible(await client.tags(), facts)[:_MOST_ASKED]:
+        other = await _try(client, row, facts) if words & _words(row) and not _DERIVED & _parts(row) else None
+        if other is None or other.content or other.layer == facts.layer:
+            continue
+        if same_kind(facts, other) and other.capabilities >= facts.capabilities:
+            candidates.append(other)
     candidates.sort(key=lambda other: (-len(other.capabilities), -len(words & _words(other.name)), len(other.name)))
     return candidates[0] if candidates else None
 
@@ -156,7 +160,12 @@ def _inner_template(path: Path) -> str | None:
 
 
 def _words(name: str) -> set[str]:
-    return set(re.split(r"[^a-z0-9.]+", name.lower())) - {"abliterated", "uncensored", "heretic", "latest", ""}
+    """The words of the model's own part of a name, without those that say what was done to it."""
+    return _parts(name.rpartition("/")[2].partition(":")[0]) - _DERIVED
+
+
+def _parts(name: str) -> set[str]:
+    return set(re.split(r"[^a-z0-9.]+", name.lower())) - {""}
 
 
 def _count(value: object) -> int:

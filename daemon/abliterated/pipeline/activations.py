@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from abliterate.contract.errors import ModelError
 from abliterated.pipeline.loading import Loaded
-from abliterated.pipeline.passes import Pass, Rows, batches, run_pass
+from abliterated.pipeline.passes import Pass, Rows, batches, check_logits, run_pass
 from abliterated.pipeline.watch import Watch
 
 __all__ = [
@@ -68,11 +68,7 @@ def read_streams(
     for part in run_pass(loaded, asked, watch, message):
         assert part.streams is not None and part.logits is not None
         check_finite(loaded, part.streams)
-        if bool(torch.isnan(part.logits).any()):
-            raise ModelError(
-                f"{loaded.source.name} computes NaN behind layer {part.streams.shape[1] - 1}",
-                remedy='Set run.dtype = "float32"; if it stays, the weights are broken',
-            )
+        check_logits(loaded.source.name, part.logits)
         yield Reading(part.rows, part.streams, torch.log_softmax(part.logits[:, 0], dim=-1))
 
 

@@ -86,9 +86,10 @@ def checkpoint_census(
     family = str(inner.get("model_type", outer))
     if reason := _REFUSED.get(family) or ("it is no causal decoder" if _ENCODERS.fullmatch(family) else ""):
         raise ModelError(f"{family} can't be edited: {reason}", remedy="Choose another model")
-    if family.startswith("longcat") and inner.get("zero_expert_num", 0) and not allow_partial:
+    identities = int(inner.get("zero_expert_num") or 0) if family.startswith("longcat") else 0
+    if identities and not allow_partial:
         raise ModelError(
-            f"{family} can't be edited whole: its {inner['zero_expert_num']} identity experts give a norm's output to the "
+            f"{family} can't be edited whole: its {identities} identity experts give a norm's output to the "
             "residual stream, and no weight of theirs could be edited",
             remedy="Set export.allow_partial = true to edit everything else",
         )
@@ -96,7 +97,7 @@ def checkpoint_census(
     blocks = [int(block["layer"]) for name in shapes if not _BESIDE.search(name) and (block := _BLOCK.fullmatch(name))]
     layers = _number(inner, *depth_keys(family), default=max(blocks, default=-1) + 1)
     writers: list[Writer] = []
-    unknown: list[str] = []
+    unknown: list[str] = [f"{identities} identity experts"] if identities else []
     for name, shape in shapes.items():
         if _BESIDE.search(name):
             continue

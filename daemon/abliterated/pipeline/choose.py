@@ -30,8 +30,9 @@ from abliterated.pipeline.directions import (
     without_gaps,
 )
 from abliterated.pipeline.loading import Loaded
-from abliterated.pipeline.measure import Behaviour, Measured, measure, observe
+from abliterated.pipeline.measure import Behaviour, Measured, begun, measure, observe
 from abliterated.pipeline.prompts import PromptSets, Split
+from abliterated.pipeline.refusal_openings import Begun
 from abliterated.pipeline.rendering import Renderer
 from abliterated.pipeline.taps import decoder_layers
 from abliterated.pipeline.trials import Change, Trials
@@ -45,7 +46,8 @@ FIRST_ROUND_PROMPTS: Final = 8
 SECOND_ROUND_PROMPTS: Final = 32
 # What a search is tried on: enough to tell apart what a target of a few per cent asks for.
 HARMFUL: Final = 96
-HARMLESS: Final = 64
+HARMLESS: Final = 48
+BEGUN_POSITIONS: Final = (-1, -2)
 # Where one direction does not suffice: so many at most, beginning at so many of the best places.
 MOST_RANK: Final = 4
 DEEPENED: Final = 6
@@ -83,22 +85,29 @@ def find_direction(loaded: Loaded, renderer: Renderer, prompts: PromptSets, reci
     """Measure, and choose as the recipe says. ModelError where there is no direction to be found."""
     asked, invert = recipe.direction, recipe.edit.invert
     behaviour = observe(loaded, renderer, prompts, invert=invert, watch=watch)
+    # A model that decides late is read where it decides.
+    late = begun(loaded, renderer, prompts, behaviour, watch) if asked.method == "auto" else None
+    reading = late or renderer
+    drawn, prompts = prompts, only(prompts, late) if late else prompts
+    positions = BEGUN_POSITIONS if late else renderer.positions
     measured = measure(
         loaded,
-        renderer,
+        reading,
         prompts,
         behaviour,
-        positions=renderer.positions if asked.method == "auto" else (asked.position,),
+        positions=positions if asked.method == "auto" else (asked.position,),
         convention=asked.convention,
         orthogonalize=asked.orthogonalize,
+        winsorize=asked.winsorize,
         depth=_depth(asked, loaded.source.layers),
         watch=watch,
     )
     if not np.any(measured.directions):
         raise same_means()
-    origin = _origin(asked, prompts, behaviour, measured)
+    origin = _origin(asked, drawn, behaviour, measured)
     if asked.method == "per-layer":
         rows = without_gaps(measured.directions[:, 0])
+        origin["gap_norm"] = _rounded(max(measured.gap(layer, asked.position) for layer in range(len(rows))))
         return Choice(direction(rows, origin=origin, per_layer=True), (), (), behaviour, measured)
     candidates = _candidates(asked, measured)
     notes: tuple[str, ...] = ()
@@ -111,14 +120,15 @@ def find_direction(loaded: Loaded, renderer: Renderer, prompts: PromptSets, reci
     best = candidates[0]
     rows = _vector(measured, best)[None, :]
     if asked.rank > 1:
-        rows = _Streams(loaded, renderer, prompts, [best], asked.convention, watch).rows(rows[0], best, asked.rank)
+        rows = _Streams(loaded, reading, prompts, [best], asked.convention, watch).rows(rows[0], best, asked.rank)
     elif trials and not invert and best.refused > recipe.search.refusal_target:
-        streams = _Streams(loaded, renderer, prompts, candidates[:DEEPENED], asked.convention, watch)
+        streams = _Streams(loaded, reading, prompts, candidates[:DEEPENED], asked.convention, watch)
         best, rows = _deepened(trials, measured, streams, candidates[:DEEPENED], recipe.search.refusal_target)
         candidates = [best, *candidates]
     if best.bypass > 0 and not invert:
         notes = (*notes, "even without the best direction, more than half of the validation prompts stay refused")
     origin |= {name: _rounded(value) for name, value in asdict(best).items() if not _missing(value)}
+    origin["gap_norm"] = _rounded(measured.gap(round(best.layer), best.position))
     return Choice(direction(rows, origin=origin), tuple(candidates), notes, behaviour, measured, trials)
 
 
@@ -133,6 +143,15 @@ def prepared(
 
     trials.ask(some(prompts.harmful, HARMFUL), some(prompts.harmless, HARMLESS))
     return trials
+
+
+def only(prompts: PromptSets, late: Begun) -> PromptSets:
+    """The prompts to measure on, those of them alone whose answers' beginnings are known."""
+
+    def known(split: Split) -> Split:
+        return replace(split, training=tuple(prompt for prompt in split.training if prompt in late.beginnings))
+
+    return replace(prompts, harmful=known(prompts.harmful), harmless=known(prompts.harmless))
 
 
 def _candidates(asked: Direction, measured: Measured) -> list[Candidate]:
@@ -264,7 +283,7 @@ class _Streams:
     def __init__(
         self,
         loaded: Loaded,
-        renderer: Renderer,
+        renderer: Renderer | Begun,
         prompts: PromptSets,
         candidates: Sequence[Candidate],
         convention: str,
@@ -321,6 +340,7 @@ def _origin(asked: Direction, prompts: PromptSets, behaviour: Behaviour, measure
         "convention": asked.convention,
         "layers": measured.layers,
         "orthogonalized": asked.orthogonalize,
+        **({"winsorized": asked.winsorize} if asked.winsorize < 1 else {}),
         "harmful_prompts": measured.harmful.count,
         "harmless_prompts": measured.harmless.count,
         "atoms": measured.atoms,

@@ -38,7 +38,9 @@ def read_direction(path: Path, hidden_size: int, layers: int) -> RefusalDirectio
         raise ModelError(f"{path.name} holds {held}", remedy="Give a file with one direction")
     origin = {"method": "file", **_sidecar(path)}
     origin["method"] = "file"
-    return direction(_shaped(path, tensors[name], hidden_size, layers, per_layer), origin=origin, per_layer=per_layer)
+    shaped = _shaped(path, tensors[name], hidden_size, layers, per_layer)
+    _check_numbers(path, shaped, per_layer)
+    return direction(shaped, origin=origin, per_layer=per_layer)
 
 
 def write_direction(path: Path, found: RefusalDirection, facts: Mapping[str, Any]) -> None:
@@ -82,6 +84,19 @@ def _shaped(path: Path, found: Float64, hidden_size: int, layers: int, per_layer
     if found.ndim == 2 and found.shape == (1, hidden_size):
         return found
     raise _misfit(path, found, f"({hidden_size},)")
+
+
+def _check_numbers(path: Path, found: Float64, per_layer: bool) -> None:
+    """ModelError where a vector is no direction: zeros, NaN, Inf."""
+    lengths = np.linalg.norm(found, axis=-1).reshape(-1)
+    broken, empty = np.flatnonzero(~np.isfinite(lengths)), np.flatnonzero(lengths == 0)
+    if broken.size or empty.size:
+        which = int(broken[0] if broken.size else empty[0]) // (found.shape[1] if found.ndim == 3 else 1)
+        where = f" for layer {which}" if per_layer else f" in column {which}" if lengths.size > 1 else ""
+        raise ModelError(
+            f"{path.name} holds {'NaN or Inf' if broken.size else 'a vector of zeros'}{where}: that is no direction",
+            remedy="Measure it again, in float32",
+        )
 
 
 def _by_number(path: Path, tensors: Mapping[str, Float64], layers: int) -> Float64:
@@ -132,16 +147,21 @@ def _read_torch(path: Path) -> tuple[dict[str, Float64], dict[str, Any]]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each raise their own
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, "it is no PyTorch file of tensors alone") from error
     entries = found if isinstance(found, dict) else {ONE: found}
-    tensors = {
-        str(name): value.detach().double().numpy() for name, value in entries.items() if isinstance(value, torch.Tensor)
-    }
+    try:
+        tensors = {
+            str(name): value.detach().double().numpy()
+            for name, value in entries.items()
+            if isinstance(value, torch.Tensor) and not value.is_complex()
+        }
+    except (TypeError, RuntimeError) as error:  # sparse, quantised
+        raise _unreadable(path, error) from error
     return tensors, {str(name): value for name, value in entries.items() if isinstance(value, bool | int | str)}
 
 
-def _unreadable(path: Path, error: Exception) -> RecipeError:
-    line = str(error).partition("\n")[0][:160]
+def _unreadable(path: Path, error: Exception, what: str = "") -> RecipeError:
+    line = what or str(error).strip().partition("\n")[0][:160] or type(error).__name__
     return RecipeError(
         f"can't read the direction in {path.name}: {line}", remedy="Give a .pt or .safetensors of tensors"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +106,7 @@ class Answers:
 def saved_answers(path: Path, inputs: str) -> Answers | None:
     """What an interrupted run kept, if it answers the same."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             facts = json.loads(file["facts"].tobytes())
             if facts["inputs"] != inputs:
                 return None
@@ -118,8 +119,8 @@ def saved_answers(path: Path, inputs: str) -> Answers | None:
             suites = {name: tuple(told) for name, told in facts["suites"].items()}
             harmful, harmless = tuple(facts["harmful"]), tuple(facts["harmless"])
             return Answers(harmful, harmless, facts["tokens"], suites, expected, strayed)
-    except (OSError, ValueError, KeyError):
-        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+        return None  # cut off, or of another making
 
 
 def asked_prompts(prompts: PromptSets, count: int, suites: Mapping[str, tuple[Probe, ...]] | None = None) -> Asked:

@@ -12,8 +12,8 @@ from typing import Any, Final
 import torch
 
 from abliterated.pipeline.loading import Loaded
-from abliterated.pipeline.passes import Rows, batches
-from abliterated.pipeline.watch import Watch
+from abliterated.pipeline.passes import Rows, batches, check_logits
+from abliterated.pipeline.watch import DECODED, Watch
 
 # Positions a batch may hold in its cache, prompts and answers together.
 CACHED: Final = {"cpu": 16384, "cuda": 65536, "mps": 16384}
@@ -22,7 +22,9 @@ CACHED: Final = {"cpu": 16384, "cuda": 65536, "mps": 16384}
 def greedy(loaded: Loaded, rows: Rows, tokens: int, watch: Watch, message: str) -> list[tuple[int, ...]]:
     """Each row's greedy continuation, at most `tokens` long, without the token that ends it."""
     if loaded.engine is not None:
-        return loaded.engine.decode(rows, tokens, loaded.stop_tokens, watch, message)
+        found = loaded.engine.decode(rows, tokens, loaded.stop_tokens, watch, message)
+        watch.count(DECODED, sum(min(len(answer) + 1, tokens) for answer in found))
+        return found
     answers: list[tuple[int, ...]] = [()] * len(rows)
     longest = max((len(row) for row in rows), default=0)
     together = max(1, CACHED[loaded.device.type] // (longest + tokens))
@@ -34,6 +36,7 @@ def greedy(loaded: Loaded, rows: Rows, tokens: int, watch: Watch, message: str) 
             answers[row] = answer
         done += len(batch)
         watch.step(done, len(rows), "answers", message)
+    watch.count(DECODED, sum(min(len(answer) + 1, tokens) for answer in answers))  # what ends an answer is decoded too
     return answers
 
 
@@ -62,6 +65,7 @@ def _continue(
         where = {"position_ids": places} if "position_ids" in accepted else {}
         output = loaded.model(input_ids=ids, attention_mask=mask, past_key_values=cache, **where, **options)
         cache = output.past_key_values
+        check_logits(loaded.source.name, output.logits[:, -1:])
         ids = output.logits[:, -1:].float().argmax(-1)
         ended |= torch.isin(ids[:, 0], stops)
         chosen.append(torch.where(ended, -1, ids[:, 0]))

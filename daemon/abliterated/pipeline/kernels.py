@@ -1,6 +1,7 @@
 """A trial's parameters: which direction, and how strongly it is removed from each layer's attention and MLP.
 
-A kernel is a peak, where it stands, how far it reaches and what is left beyond. Points of the unit cube are what the
+A kernel is a peak, where it stands, how far it reaches and what is left beyond. A trial may lean on what single writers
+were found to be worth: refusal lost for harm done. Points of the unit cube are what the
 sampler knows; here they get their meaning. Pure numpy. Does not know models or scores.
 """
 
@@ -21,7 +22,9 @@ STRONGEST: Final = 1.5
 NARROWEST: Final = 0.15
 # Below this strength a writer is left alone altogether.
 NEGLIGIBLE: Final = 0.02
-DIMENSIONS: Final = 11
+# No writer is leant on more than this, whatever it is worth.
+STRONGEST_LEANT: Final = 1.1
+DIMENSIONS: Final = 12
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Kernel:
         depth = np.linspace(0.0, 1.0, layers) if layers > 1 else np.array([self.center])
         shape = np.maximum(0.0, 1.0 - np.abs(depth - self.center) / self.width)
         found: Float64 = self.peak * (self.floor + (1.0 - self.floor) * shape)
-        return np.where(found < NEGLIGIBLE, 0.0, found)
+        return found
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,15 @@ class Parameters:
     own: bool
     attention: Kernel
     mlp: Kernel
+    lean: float = 0.0
 
-    def strengths(self, layers: int, selected: frozenset[int]) -> Float64:
-        """(layers, 2): λ for attention-like and MLP-like writers, nil in layers the recipe leaves out."""
+    def strengths(self, worth: Float64, selected: frozenset[int]) -> Float64:
+        """(layers, 2): λ for attention-like and MLP-like writers, by the kernels and, as far as it leans on it, by each
+        writer's `worth` (about 1); nil in layers the recipe leaves out."""
+        layers = len(worth)
         found = np.stack([self.attention.over(layers), self.mlp.over(layers)], axis=1)
+        found = np.minimum(found * worth**self.lean, np.maximum(found, STRONGEST_LEANT)) if self.lean else found
+        found = np.where(found < NEGLIGIBLE, 0.0, found).round(6)
         found[[layer for layer in range(layers) if layer not in selected]] = 0.0
         return found
 
@@ -69,20 +77,21 @@ class Space:
 
     def parameters(self, point: Point) -> Parameters:
         """The meaning of a point of the unit cube; rounded, so that it is the same everywhere."""
-        index, position, own, *rest = (round(value, 6) for value in point)
+        index, position, own, lean, *rest = (round(value, 6) for value in point)
         return Parameters(
             index=0.0 if self.given else round(index * (self.depth - 1), 4),
             position=self.positions[min(int(position * len(self.positions)), len(self.positions) - 1)],
             own=not self.given and own > 0.75,
             attention=_kernel(rest[:4]),
             mlp=_kernel(rest[4:]),
+            lean=lean,
         )
 
-    def point(self, index: float, position: int, attention: Kernel, mlp: Kernel) -> Point:
+    def point(self, index: float, position: int, attention: Kernel, mlp: Kernel, lean: float = 0.0) -> Point:
         """The point that means this, of one direction for all layers."""
         first = index / max(1, self.depth - 1)
         second = (self.positions.index(position) + 0.5) / len(self.positions)
-        return (first, second, 0.3, *_coordinates(attention), *_coordinates(mlp))
+        return (first, second, 0.3, lean, *_coordinates(attention), *_coordinates(mlp))
 
     def vectors(self, parameters: Parameters, directions: Float64, layers: int) -> Float64:
         """The directions to remove, (1 or layers, 1, hidden), of all read (depth, positions, hidden)."""

@@ -15,18 +15,20 @@ import torch
 
 from abliterate.contract.errors import ModelError
 from abliterated.pipeline.activations import Means, read_streams, streams_alone, sum_streams
-from abliterated.pipeline.directions import Float64, difference_of_means, protect
+from abliterated.pipeline.directions import Float64, difference_of_means, protect, winsorise
 from abliterated.pipeline.generation import greedy
 from abliterated.pipeline.loading import Loaded
 from abliterated.pipeline.prompts import PromptSets
-from abliterated.pipeline.refusal_openings import Openings, learn_openings
+from abliterated.pipeline.refusal_openings import Begun, Openings, beginnings, learn_openings
 from abliterated.pipeline.refusals import verdict
 from abliterated.pipeline.rendering import Renderer
 from abliterated.pipeline.watch import Watch
 
 # Openings read to learn how the model refuses: so many of each class, so long.
 OPENINGS: Final = 24
-OPENING_TOKENS: Final = 20
+OPENING_TOKENS: Final = 16
+# Where a model decides late, so many of each class are read as far as there.
+BEGUN: Final = 64
 # Behaviour filters the prompts only while this share of them, and so many, is left.
 ENOUGH_SHARE: Final = 0.25
 ENOUGH: Final = 8
@@ -45,9 +47,22 @@ class Behaviour:
     def scores(self, next_token: torch.Tensor, reached: float = 0.0) -> torch.Tensor:
         """The refusal score of each row of log probabilities (…, vocabulary) at the point of decision, which itself is
         `reached` with that log probability."""
-        tokens = torch.tensor(self.openings.tokens, device=next_token.device)
-        refusing = (torch.logsumexp(next_token[..., tokens].double(), dim=-1) + reached).clamp(max=-1e-12)
-        return refusing - torch.log(-torch.expm1(refusing))
+        return log_odds(next_token, self.openings.tokens, reached)
+
+    def fits(self, next_token: torch.Tensor, *, harmful: bool) -> torch.Tensor:
+        """Whether each row, by its log probabilities (…, vocabulary) for the answer's first token, begins as its class
+        should; where models decide later, all do."""
+        tokens = self.openings.firsts if harmful else self.openings.plain
+        if self.openings.late or not tokens:
+            return torch.ones(next_token.shape[:-1], dtype=torch.bool, device=next_token.device)
+        return (log_odds(next_token, tokens) > 0) == harmful
+
+
+def log_odds(next_token: torch.Tensor, tokens: Sequence[int], reached: float = 0.0) -> torch.Tensor:
+    """log p − log(1 − p) of p = one of `tokens` comes next, and the place is reached, by log probabilities (…, vocabulary)."""
+    at = torch.tensor(tokens, device=next_token.device)
+    found = (torch.logsumexp(next_token[..., at].double(), dim=-1) + reached).clamp(max=-1e-12)
+    return found - torch.log(-torch.expm1(found))
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,11 @@ class Measured:
     convention: str
     atoms: int
     layers: int
+
+    def gap(self, layer: int, position: int) -> float:
+        """How far the classes' means lie apart there, ‖harmful − harmless‖."""
+        at = min(layer, len(self.harmful.mean) - 1), self.positions.index(position)
+        return float(np.linalg.norm(self.harmful.mean[at] - self.harmless.mean[at]))
 
 
 def observe(loaded: Loaded, renderer: Renderer, prompts: PromptSets, *, invert: bool, watch: Watch) -> Behaviour:
@@ -88,13 +108,13 @@ def observe(loaded: Loaded, renderer: Renderer, prompts: PromptSets, *, invert: 
         )
     if not openings.tokens:
         usual = {loaded.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in USUAL_OPENINGS}
-        openings = Openings(tuple(sorted(usual)), frozenset(), late=False)
+        openings = Openings(tuple(sorted(usual)), tuple(sorted(usual)))
     return Behaviour(openings, *rates)
 
 
 def measure(
     loaded: Loaded,
-    renderer: Renderer,
+    renderer: Renderer | Begun,
     prompts: PromptSets,
     behaviour: Behaviour,
     *,
@@ -103,9 +123,10 @@ def measure(
     orthogonalize: bool,
     depth: int,
     watch: Watch,
+    winsorize: float = 1.0,
 ) -> Measured:
     """One pass over the training prompts: the classes' mean streams in the first `depth` layers, and the directions
-    between them."""
+    between them. `winsorize`: at which quantile of its magnitude each stream is clipped first; 1: not at all."""
     means = []
     for name, asked, sign in (
         ("harmful", prompts.harmful.training, 1.0),
@@ -118,7 +139,7 @@ def measure(
                 f"position {min(positions)} lies before the first token of a {name} prompt of {shortest} tokens",
                 remedy="Set direction.position nearer to the end",
             )
-        means.append(_class_mean(loaded, rows, sign, behaviour, (positions, convention, depth), watch, name))
+        means.append(_class_mean(loaded, rows, sign, behaviour, (positions, convention, depth), watch, name, winsorize))
     harmful, harmless = means
     directions = difference_of_means(harmful.mean, harmless.mean, orthogonalize=orthogonalize)
     if prompts.atoms:
@@ -126,6 +147,17 @@ def measure(
         directions = _protected(loaded, renderer, prompts, place, harmless.mean, directions, watch)
     atoms, layers = len(prompts.atoms), loaded.source.layers
     return Measured(harmful, harmless, directions, tuple(positions), convention, atoms, layers)
+
+
+def begun(loaded: Loaded, renderer: Renderer, prompts: PromptSets, behaviour: Behaviour, watch: Watch) -> Begun | None:
+    """For a model that decides late: a renderer of prompts with their answers' beginnings, for some of each class."""
+    if not behaviour.openings.late:
+        return None
+    asked = [*prompts.harmful.training[:BEGUN], *prompts.harmless.training[:BEGUN]]
+    cut = len(prompts.harmful.training[:BEGUN])
+    answers = greedy(loaded, renderer.all_tokens(asked), OPENING_TOKENS, watch, "reading where it decides")
+    known = list(zip(asked, answers, strict=True))
+    return Begun(renderer, beginnings(loaded.tokenizer, behaviour.openings, dict(known[:cut]), dict(known[cut:])))
 
 
 def streams_at(
@@ -149,6 +181,7 @@ def _class_mean(
     place: tuple[Sequence[int], str, int],
     watch: Watch,
     name: str,
+    winsorize: float,
 ) -> Means:
     """The mean over the prompts the model treats as their class says, or over all where too few are left."""
     everyone: Float64 | None = None
@@ -157,17 +190,23 @@ def _class_mean(
     positions, convention, depth = place
     message = f"measuring {name} prompts"
     for reading in read_streams(loaded, rows, positions, convention, watch, message, depth=depth):
-        fits = behaviour.scores(reading.next_token) * sign > 0
-        if behaviour.openings.late:  # the answer's first token tells nothing about it
-            fits = torch.ones_like(fits)
-        everyone = sum_streams(everyone, reading.streams)
+        fits = behaviour.fits(reading.next_token, harmful=sign > 0)
+        streams = _clipped(reading.streams, winsorize)
+        everyone = sum_streams(everyone, streams)
         if bool(fits.any()):
-            behaving = sum_streams(behaving, reading.streams[fits.to(reading.streams.device)])
+            behaving = sum_streams(behaving, streams[fits.to(streams.device)])
             count += int(fits.sum())
     assert everyone is not None
     if behaving is None or count < max(ENOUGH, ENOUGH_SHARE * len(rows)):
         return Means(everyone / len(rows), len(rows))
     return Means(behaving / count, count)
+
+
+def _clipped(streams: torch.Tensor, quantile: float) -> torch.Tensor:
+    """Each prompt's stream (layers, positions, hidden), clipped: a few giant activations would own the mean."""
+    if quantile >= 1.0:
+        return streams
+    return torch.stack([torch.from_numpy(winsorise(row.double().cpu().numpy(), quantile)) for row in streams])
 
 
 def _protected(

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from abliterate.contract.errors import ModelError
 from abliterated.pipeline.taps import Tap, decoder_layers
-from abliterated.pipeline.watch import Watch
+from abliterated.pipeline.watch import PREFILLED, Watch
 
 if TYPE_CHECKING:
     from abliterated.pipeline.loading import Loaded
@@ -142,16 +143,36 @@ def run_pass(
         return
     longest = max(map(len, asked.rows))
     planned = plan(asked, loaded.device, shareable=shareable(loaded.model, longest))
+    begun = planned.shared * (sum(map(len, planned.beginnings)) - len(asked.rows))
+    watch.count(PREFILLED, sum(map(len, asked.rows)) + begun)
     total = done[1] or len(asked.rows)
     if loaded.engine is not None:
-        yield from loaded.engine.run(asked, planned, watch, (done[0], total, message))
+        for part in loaded.engine.run(asked, planned, watch, (done[0], total, message)):
+            _checked(loaded, part)
+            yield part
         return
     finished = done[0]
     for part in _whole(loaded, asked, planned, watch):
+        _checked(loaded, part)
         finished += len(part.rows)
         if message:
             watch.step(finished, total, "prompts", message)
         yield part
+
+
+def _checked(loaded: Loaded, part: Part) -> None:
+    # Whoever reads the streams sees in which layer it began.
+    if part.streams is None:
+        check_logits(loaded.source.name, part.logits)
+
+
+def check_logits(name: str, logits: torch.Tensor | None) -> None:
+    """ModelError where the model called `name` computes what is no number: its answers would look like answers."""
+    if logits is not None and bool(torch.isnan(logits).any()):
+        raise ModelError(
+            f"{name} computes NaN",
+            remedy='Set run.dtype = "float32"; if it stays, the weights are broken: download or pull the model again',
+        )
 
 
 def padded(rows: Rows, device: torch.device) -> torch.Tensor:

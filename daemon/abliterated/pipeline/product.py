@@ -22,6 +22,7 @@ from abliterate import __version__
 from abliterate.contract.errors import ModelError, RecipeError
 from abliterate.contract.messages import Task
 from abliterate.contract.recipe import target_name
+from abliterated.pipeline.chat_template import template_keys
 from abliterated.pipeline.delivery import PROVENANCE_FILE
 from abliterated.pipeline.direction_files import write_direction, write_json
 from abliterated.pipeline.directions import RefusalDirection, direction
@@ -167,7 +168,9 @@ def write_product(
         return _adapter(task, source, staging / f"{name}{ADAPTER_SUFFIX}", found, metadata, watch)
     if how == "gguf":
         target = staging / (name if stays_split(task, source) else f"{name}.gguf")
-        return _edited_gguf(task, source, target, found, metadata, watch)
+        keys, notes = template_keys(task, source.parts[0])
+        made = _edited_gguf(task, source, target, found, metadata | keys, watch)
+        return replace(made, notes=(*made.notes, *notes))
     folder = _edited_folder(task, source, staging / name, found, metadata, watch)
     if how == "convert":
         return converted(task, source, folder, watch)
@@ -198,7 +201,7 @@ def _edited_gguf(
 
     inputs = inputs_digest(task, source, "gguf", [metadata, *_asked(task)])
     if kept := recall(Path(task.work), "gguf", inputs, (target.parent, Path(task.output))):
-        return Product(kept[0], "gguf", kept[1])
+        return Product(kept[0], "gguf", kept[1], notes=_in_parts(target, stays_split(task, source)))
     split = stays_split(task, source)
     if split:
         shutil.rmtree(target, ignore_errors=True)
@@ -218,7 +221,7 @@ def _edited_gguf(
     if split:
         _write_sidecar(target, metadata, edited)
     keep(Path(task.work), "gguf", inputs, target, edited)
-    return Product(target, "gguf", edited)
+    return Product(target, "gguf", edited, notes=_in_parts(target, split))
 
 
 def _adapter(
@@ -283,17 +286,18 @@ def converted(task: Task, source: Source, folder: Product, watch: Watch) -> Prod
         except ModelError as error:
             return Product(folder.path, "safetensors", folder.edited, None, (_no_gguf(error, folder.path.name),))
         keep(work, "raw", inputs, raw, edited)
+    keys, notes = template_keys(task, raw)
     stamp(
         raw,
         target,
-        told,
+        told | keys,
         quantize=task.recipe.export.quantize,
         progress=lambda done, total: watch.step(done, total, "bytes", "writing the GGUF"),
         cancelled=watch.cancelled,
     )
     keep(work, "convert", inputs, target, edited)
     raw.unlink(missing_ok=True)
-    return Product(target, "gguf", folder.edited, folder.path)
+    return Product(target, "gguf", folder.edited, folder.path, notes)
 
 
 def _write_sidecar(folder: Path, metadata: dict[str, Any], edited: EditReport) -> None:
@@ -341,6 +345,16 @@ def _no_converter(name: str) -> str:
         f"no GGUF was made, for no converter is configured: {name}/ holds the edited safetensors. Next: set [tools] "
         "converter in config.toml to llama.cpp's convert_hf_to_gguf.py and run the recipe again with "
         f"run.from_checkpoint naming that folder; or, with an Ollama before 0.34.1, `ollama create` from it"
+    )
+
+
+def _in_parts(target: Path, split: bool) -> tuple[str, ...]:
+    if not split:
+        return ()
+    first = next((part.name for part in sorted(target.glob("*.gguf"))), target.name)
+    return (
+        f"the base came in parts and so does the product: give llama.cpp {target.name}/{first}, it finds the others; "
+        "for an engine that takes one file, set export.register = true",
     )
 
 

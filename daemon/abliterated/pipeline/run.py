@@ -6,14 +6,16 @@ Does not know jobs, queues or engines: it is given files and leaves files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abliterate.contract.errors import ModelError, RecipeError
+from abliterate.contract.errors import RecipeError
 from abliterate.contract.messages import Progress, Result, Task
 from abliterate.contract.recipe import Recipe
+from abliterate.contract.report import Report
+from abliterated.pipeline.asking import Told, ask_again, check_asking
 from abliterated.pipeline.delivery import (
     RESULT_FILE,
     check_folders,
@@ -25,7 +27,6 @@ from abliterated.pipeline.delivery import (
 from abliterated.pipeline.direction_files import read_direction, write_direction, write_json
 from abliterated.pipeline.edit import strengths
 from abliterated.pipeline.fetching import fetched
-from abliterated.pipeline.kept import inputs_digest
 from abliterated.pipeline.model_card import CARD_FILE, licence_of, model_card
 from abliterated.pipeline.product import (
     DIRECTION_FILE,
@@ -38,25 +39,19 @@ from abliterated.pipeline.product import (
     write_product,
 )
 from abliterated.pipeline.prompts import read_prompts
-from abliterated.pipeline.report import REPORT_FILE, report, write_report, write_result
+from abliterated.pipeline.report import PAGE_FILE, REPORT_FILE, report, write_report, write_result
 from abliterated.pipeline.safe_write import Output
+from abliterated.pipeline.search_stage import searches, winner
+from abliterated.pipeline.search_stage import told as told_of_search
 from abliterated.pipeline.session import Found, Session
-from abliterated.pipeline.source import Source, open_source
-from abliterated.pipeline.watch import Watch, peak_memory
+from abliterated.pipeline.source import Source, check_unchanged, open_source
+from abliterated.pipeline.watch import DECODED, Watch, peak_memory
 
 if TYPE_CHECKING:
-    from abliterated.pipeline.evaluate import Answers
+    from abliterated.pipeline.directions import RefusalDirection
+    from abliterated.pipeline.search import Searched
 
 ANSWERS_FILE = "answers.json"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What asking before and after told."""
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    answers: list[dict[str, Any]] = field(default_factory=list)
-    notes: tuple[str, ...] = ()
 
 
 def run(task: Task, emit: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Result:
@@ -70,20 +65,30 @@ def run(task: Task, emit: Callable[[Progress], None], cancelled: Callable[[], bo
         check_editable(task, source)
         check_place(Path(task.output), _delivered(task, source), source.path)
         prompts = read_prompts(recipe.prompts) if _asks(recipe) else None
+        if _evaluates(recipe):
+            check_asking(task)
     session = Session(task, source, prompts, watch) if prompts else None
     try:
         found = None if checkpoint else _found(recipe, source, session)
+        searched = session.search(found.direction) if session and found and searches(recipe) else None
         before = session.before() if session and _evaluates(recipe) else None
         if session:
             session.close()
-        with watch.stage("edit"):
-            if found is None:
-                assert checkpoint is not None
+        verified: list[tuple[int, float]] = []
+        if found is None:
+            assert checkpoint is not None
+            with watch.stage("edit"):
                 product = from_checkpoint(task, source, checkpoint, watch)
-            else:
-                digest_of_prompts = prompts.digest() if prompts else ""
-                product = write_product(task, source, found.direction, chosen, digest_of_prompts, watch)
-        asked = _asked(task, source, session, before, product) if session and before else Asked()
+        else:
+            for direction in _finalists(found, searched, verified, recipe):
+                found, chosen = replace(found, direction=direction), direction.strengths or chosen
+                with watch.stage("edit"):
+                    digest_of_prompts = prompts.digest() if prompts else ""
+                    product = write_product(task, source, direction, chosen, digest_of_prompts, watch)
+                    check_unchanged(source)
+                if searched and session and product.edited and product.format != "adapter":
+                    verified.append((direction.origin["trial"], session.refuses(product.folder or product.path)))
+        asked = ask_again(task, source, session, before, product) if session and before else Told()
     finally:
         if session:
             session.close()
@@ -102,13 +107,25 @@ def run(task: Task, emit: Callable[[Progress], None], cancelled: Callable[[], bo
             direction=_direction_facts(found, told),
             coverage=edited.coverage if edited else float(told.get("abliterated.coverage", 1.0)),
             residual=round(edited.residual if edited else float(told.get("abliterated.residual", 0.0)), 6),
-            metrics=asked.metrics,
+            metrics=asked.metrics | {name: float(count) for name, count in watch.counts.items()},
+            short_of_target=_short(recipe, searched, verified, asked.metrics),
             seconds=watch.seconds,
             peak_memory=peak_memory(),
-            notes=[*(found.notes if found else ()), *_unserved(recipe), *product.notes, *asked.notes],
+            notes=[*_notes(found, searched), *product.notes, *asked.notes],
         )
-        candidates = found.candidates if found else ()
-        facts = report(task, source, result, edited, candidates, chosen)
+        facts = report(
+            task,
+            source,
+            result,
+            edited,
+            found.candidates if found else (),
+            chosen,
+            licence=licence_of(source.path)[0],
+            prompts=prompts.sources if prompts else (),
+            separation=found.separation if found else (),
+            search=told_of_search(searched, recipe.search.refusal_target, verified, watch) if searched else None,
+            suites=asked.suites,
+        )
         _deliver(task, product, found, asked, facts)
     write_result(Path(task.output), result)
     return result
@@ -117,7 +134,7 @@ def run(task: Task, emit: Callable[[Progress], None], cancelled: Callable[[], bo
 def _asks(recipe: Recipe) -> bool:
     """Whether the model itself is needed, and not its weights alone."""
     measures = recipe.direction.method != "file" and not recipe.run.from_checkpoint
-    return measures or _evaluates(recipe)
+    return measures or _evaluates(recipe) or (searches(recipe) and not recipe.run.from_checkpoint)
 
 
 def _evaluates(recipe: Recipe) -> bool:
@@ -133,29 +150,31 @@ def _found(recipe: Recipe, source: Source, session: Session | None) -> Found:
     return Found(read_direction(given, source.hidden_size, source.layers))
 
 
-def _asked(task: Task, source: Source, session: Session, before: Answers, product: Product) -> Asked:
-    """Ask the product what the original was asked: now, or in an earlier attempt at the same."""
-    from abliterated.pipeline.evaluate import asked_prompts, compare, kept_answers, saved_answers
+def _finalists(
+    found: Found, searched: Searched | None, verified: list[tuple[int, float]], recipe: Recipe
+) -> Iterator[RefusalDirection]:
+    """What to write, one after the other until one keeps to the target once it is written (`verified`); the best of
+    those that do not is written again, if it was not the last."""
+    if searched is None:
+        yield found.direction
+        return
+    for finalist in searched.finalists:
+        yield finalist.direction
+        if not verified or verified[-1][1] <= recipe.search.refusal_target:
+            return
+    best = winner(searched, verified)
+    if best != verified[-1][0]:
+        yield next(one.direction for one in searched.finalists if one.number == best)
 
-    recipe, saved, notes = task.recipe, Path(task.work) / "after.npz", []
-    content = product.edited.content if product.edited else ""
-    facts = [product.path.name, content, session.prompts.digest(), recipe.evaluate, recipe.run]
-    inputs = inputs_digest(task, source, "after", facts)
-    after = saved_answers(saved, inputs)
-    if after is None:
-        try:
-            after = session.after(product.path)
-        except ModelError as error:
-            if product.folder is None:
-                raise
-            # The converter knows more architectures than can be read back from a GGUF here.
-            notes.append(f"the edited folder was asked, not the GGUF made of it: {error.message}")
-            after = session.after(product.folder)
-        after.save(saved, inputs)
-    metrics = compare(before, after)
-    asked = asked_prompts(session.prompts, recipe.evaluate.prompts)
-    answers = kept_answers(asked, before, after) if recipe.evaluate.keep_answers else []
-    return Asked(metrics, answers, (*notes, *_verdict(recipe, metrics)))
+
+def _short(
+    recipe: Recipe, searched: Searched | None, verified: list[tuple[int, float]], metrics: dict[str, float]
+) -> float:
+    """How far refusals stay above the target a search was given."""
+    if searched is None:
+        return 0.0
+    told = dict(verified).get(winner(searched, verified), searched.finalists[0].refused)
+    return round(max(0.0, metrics.get("refusal_after", told) - recipe.search.refusal_target), 4)
 
 
 def _checkpoint(recipe: Recipe) -> Source | None:
@@ -173,7 +192,7 @@ def _checkpoint(recipe: Recipe) -> Source | None:
 def _delivered(task: Task, source: Source) -> list[str]:
     """Every name the run may put into the output folder."""
     answers = [ANSWERS_FILE] if task.recipe.evaluate.keep_answers else []
-    found = [*names(task, source), REPORT_FILE, RESULT_FILE, *answers]
+    found = [*names(task, source), REPORT_FILE, PAGE_FILE, RESULT_FILE, *answers]
     if task.recipe.export.format != "direction" and _is_given(task.recipe, Path(task.output)):
         found.remove(DIRECTION_FILE)
     return found
@@ -194,12 +213,12 @@ def _direction_facts(found: Found | None, told: dict[str, Any]) -> dict[str, Any
     return {**found.direction.origin, "digest": found.direction.digest(), "rank": found.direction.rank}
 
 
-def _deliver(task: Task, product: Product, found: Found | None, asked: Asked, facts: dict[str, Any]) -> None:
+def _deliver(task: Task, product: Product, found: Found | None, asked: Told, facts: Report) -> None:
     """Everything into the output folder, the product last; the direction's sidecar, which says whose it is, first."""
     staging, output = Path(task.work) / STAGING, Path(task.output)
     staging.mkdir(exist_ok=True)
     write_report(staging, facts)
-    parts = [staging / REPORT_FILE]
+    parts = [staging / REPORT_FILE, staging / PAGE_FILE]
     if found is not None and not _is_given(task.recipe, output):
         write_direction(staging / DIRECTION_FILE, found.direction, {})
         parts += [staging / f"{DIRECTION_FILE}.json", staging / DIRECTION_FILE]
@@ -216,20 +235,5 @@ def _is_given(recipe: Recipe, output: Path) -> bool:
     return bool(recipe.direction.file) and given.exists() and target.exists() and given.samefile(target)
 
 
-def _unserved(recipe: Recipe) -> list[str]:
-    """What the recipe asks for and a later version will do; said, never passed over."""
-    notes = []
-    if recipe.search.trials:
-        notes.append("the search over strengths is not built yet: they are the recipe's own")
-    if recipe.evaluate.judge:
-        notes.append("evaluate.judge is not built yet: refusals were told by their wording")
-    if recipe.evaluate.suites:
-        notes.append("evaluate.suites are not built yet")
-    return notes
-
-
-def _verdict(recipe: Recipe, metrics: dict[str, float]) -> list[str]:
-    after, target = metrics["refusal_after"], recipe.search.refusal_target
-    if recipe.edit.invert or after <= target:
-        return []
-    return [f"{after:.1%} of the harmful prompts are still refused; the target was {target:.1%}"]
+def _notes(found: Found | None, searched: Searched | None) -> list[str]:
+    return [*(found.notes if found else ()), *(searched.notes if searched else ())]

@@ -28,6 +28,9 @@ GOES_ON: Final = (1.0, 0.34, 0.2)
 # A prompt counts as safe where the model would refuse it with less than one chance in ten.
 MARGIN: Final = 2.197
 FINALISTS: Final = 3
+# Writers are weighed alone, in a deep model in so many groups of layers; below this KL harm is rounding.
+BANDS: Final = 16
+LEAST_HARM: Final = 1e-7
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,11 @@ class Search:
         depth = 1 if start.directions is None else len(start.directions)
         self.space = Space(start.positions, depth, given=start.directions is None)
         self.tried: list[Tried] = []
+        self.worth: Float64 = np.ones((self.layers, 2))
 
     def run(self, count: int) -> Searched:
         """`count` trials; the first is the recipe's own."""
+        self.worth = self._worth()
         self._generation([None, *self._first(min(count, FIRST + 1) - 1)], count)
         generation = 0
         while len(self.tried) < count:
@@ -120,7 +125,34 @@ class Search:
         known += [self.space.point(index, place, constant(weak), constant(weak)) for weak in (0.8, 1.2)]
         late = Kernel(peak=1.0, center=0.7, width=0.6, floor=0.0)
         known.append(self.space.point(index, place, late, late))
+        for lean, peak in ((0.5, 1.0), (1.0, 1.0), (1.0, 0.7)):
+            known.append(self.space.point(index, place, constant(peak), constant(peak), lean))
         return [*known, *spread(max(0, count - len(known)), self.seed)][:count]
+
+    def _worth(self) -> Float64:
+        """(layers, 2): the refusal score that goes for the harm done, where the chosen direction is taken out of one
+        writer, or a few neighbouring ones in a deep model, alone; about 1 in the middle."""
+        bands = np.array_split(np.arange(self.layers), min(self.layers, BANDS))
+        changes = [Change(self.start.chosen.vectors, np.zeros((self.layers, 2)))]
+        for band in bands:
+            for path in (0, 1):
+                strengths_ = np.zeros((self.layers, 2))
+                strengths_[band, path] = 1.0
+                changes.append(Change(self.start.chosen.vectors, strengths_))
+        asked = ["worth", ROUNDS[1]]
+        rows = self.journal.recall(asked)
+        if rows is None:
+            found = self.trials.scored(changes, ROUNDS[1], ROUNDS[1], "weighing single writers")
+            rows = [(round(float(one.refusal.mean()), 6), round(float(one.kl.mean()), 10)) for one in found]
+            self.journal.keep(asked, rows)
+        ratios = np.array([max(0.0, rows[0][0] - score) / (kl + LEAST_HARM) for score, kl in rows[1:]])
+        if not (ratios > 0).any():
+            return np.ones((self.layers, 2))
+        ratios = ratios / np.exp(np.log(ratios[ratios > 0]).mean())
+        worth = np.ones((self.layers, 2))
+        for band, pair in zip(bands, ratios.reshape(-1, 2), strict=True):
+            worth[band] = pair
+        return worth
 
     def _sorted(self) -> list[Tried]:
         return sorted(self.tried, key=lambda one: (one.rank(self.target), one.number))
@@ -157,7 +189,7 @@ class Search:
         if point is None:
             return Change(chosen, np.array(strengths(self.edit, self.layers))), {"recipe": True}
         parameters = self.space.parameters(point)
-        by_layer = parameters.strengths(self.layers, self.selected)
+        by_layer = parameters.strengths(self.worth, self.selected)
         if self.start.directions is None:
             return Change(chosen, by_layer), _told(parameters, given=True)
         vectors = self.space.vectors(parameters, self.start.directions, self.layers)
@@ -165,7 +197,7 @@ class Search:
 
     def _finalist(self, tried: Tried) -> Finalist:
         by_layer = tuple(LayerStrength(*(round(float(one), 6) for one in row)) for row in tried.change.strengths)
-        origin = {**self.start.chosen.origin, "searched": True}
+        origin = {**self.start.chosen.origin, "trial": tried.number}
         if not tried.parameters.get("recipe"):
             origin |= {name: value for name, value in tried.parameters.items() if name in ("layer", "position")}
         found = tried.change.vectors
@@ -195,6 +227,7 @@ def _told(parameters: Parameters, *, given: bool) -> dict[str, Any]:
     if not given:
         found["position"] = parameters.position
         found |= {"own": True} if parameters.own else {"layer": parameters.index}
+    found["lean"] = round(parameters.lean, 4)
     for path, kernel in (("attention", parameters.attention), ("mlp", parameters.mlp)):
         found |= {f"{path}.{name}": round(value, 4) for name, value in asdict(kernel).items()}
     return found

@@ -14,7 +14,7 @@ from typing import Final
 
 from abliterated.pipeline.kernels import DIMENSIONS, Point
 
-_PRIMES: Final = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31)
+_PRIMES: Final = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 FIRST: Final = 16  # evenly spread ones
 GENERATION: Final = 11
 ELITE: Final = 5

@@ -12,11 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
+from abliterate.contract import report as contract
 from abliterate.contract.errors import ModelError, RecipeError
 from abliterate.contract.recipe import Recipe
 from abliterated.pipeline.direction_files import read_direction, write_direction, write_json
 from abliterated.pipeline.directions import RefusalDirection
-from abliterated.pipeline.watch import Watch
+from abliterated.pipeline.watch import DECODED, Watch
 
 if TYPE_CHECKING:
     from abliterated.pipeline.choose import Choice
@@ -97,19 +100,28 @@ def kept_search(work: Path, inputs: str, hidden_size: int, layers: int) -> Searc
         return None
 
 
-def told(found: Searched, target: float, verified: Sequence[tuple[int, float]], tokens: int) -> dict[str, Any]:
+def told(found: Searched, target: float, verified: Sequence[tuple[int, float]], watch: Watch) -> dict[str, Any]:
     """The search as the report has it; `verified`: the share of refusals that finalists, by their trials' numbers,
-    answered with once written. The last but the best of them was chosen."""
+    answered with once written."""
     shares = dict(verified)
     chosen = winner(found, verified)
     trials = [
-        {**trial, "chosen": trial["number"] == chosen}
-        | ({"verified": shares[trial["number"]]} if trial["number"] in shares else {})
+        contract.Trial(
+            number=trial["number"],
+            refusal=trial["refusal"],
+            kl=trial["kl"],
+            parameters={**trial["parameters"], "prompts": trial["prompts"]},
+            chosen=trial["number"] == chosen,
+            verified=shares.get(trial["number"]),
+        )
         for trial in found.trials
     ]
     best = next((one for one in found.finalists if one.number == chosen), found.finalists[0])
     reached = shares.get(chosen, best.refused) <= target
-    return {"trials": trials, "refusal_target": target, "reached": reached, "tokens_decoded": tokens}
+    tokens = watch.counts.get(DECODED, 0)
+    search = contract.Search(trials=trials, refusal_target=target, reached=reached, tokens_decoded=tokens)
+    plain: dict[str, Any] = msgspec.to_builtins(search)
+    return plain
 
 
 def winner(found: Searched, verified: Sequence[tuple[int, float]]) -> int:

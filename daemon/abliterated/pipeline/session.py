@@ -28,13 +28,13 @@ from abliterated.pipeline.watch import Watch
 
 if TYPE_CHECKING:
     from abliterated.pipeline.choose import Choice
-    from abliterated.pipeline.evaluate import Answers
+    from abliterated.pipeline.evaluate import Answers, Asked
     from abliterated.pipeline.loading import Loaded
     from abliterated.pipeline.rendering import Renderer
     from abliterated.pipeline.search import Searched
 
 # Validation prompts that a finalist of the search must answer once written.
-VERIFIED = 24
+VERIFIED = 16
 DIRECTION = "direction.safetensors"
 BASELINE = "baseline.npz"
 
@@ -117,6 +117,7 @@ class Session:
         from abliterated.pipeline.generation import greedy
         from abliterated.pipeline.refusals import verdict
 
+        self.close()  # what lies there now may be another finalist's
         with self.watch.stage("search"):
             loaded, renderer = self._reopened(product)
             rows = renderer.all_tokens(self.prompts.harmful.validation[:VERIFIED])
@@ -126,27 +127,33 @@ class Session:
 
     def before(self) -> Answers:
         """What the original answers, asked now or by an earlier attempt at the same."""
-        from abliterated.pipeline.evaluate import ask, asked_prompts, saved_answers
+        from abliterated.pipeline.evaluate import ask, saved_answers
 
         inputs, evaluate = self._inputs("baseline"), self.task.recipe.evaluate
         if (kept := saved_answers(self.work / BASELINE, inputs)) is not None:
             return kept
         loaded, renderer = self._open()
         with self.watch.stage("evaluate"):
-            asked = asked_prompts(self.prompts, evaluate.prompts)
-            answers = ask(loaded, renderer, asked, evaluate, self.watch, "the original")
+            answers = ask(loaded, renderer, self.asked(), evaluate, self.watch, "the original")
             answers.save(self.work / BASELINE, inputs)
             return answers
 
-    def after(self, product: Path) -> Answers:
-        """What the written model answers, read again from its file."""
-        from abliterated.pipeline.evaluate import ask, asked_prompts
+    def asked(self) -> Asked:
+        """What both are asked."""
+        from abliterated.pipeline.evaluate import asked_prompts
+        from abliterated.pipeline.suites import read_suites
+
+        evaluate = self.task.recipe.evaluate
+        return asked_prompts(self.prompts, evaluate.prompts, read_suites(evaluate.suites))
+
+    def after(self, product: Path, original: Answers | None = None) -> Answers:
+        """What the written model answers, read again from its file, and how far it strays from the original."""
+        from abliterated.pipeline.evaluate import ask
 
         with self.watch.stage("evaluate"):
             evaluate = self.task.recipe.evaluate
             loaded, rendering = self._reopened(product)
-            asked = asked_prompts(self.prompts, evaluate.prompts)
-            return ask(loaded, rendering, asked, evaluate, self.watch, "the edited model")
+            return ask(loaded, rendering, self.asked(), evaluate, self.watch, "the edited model", original)
 
     def _open(self) -> tuple[Loaded, Renderer]:
         with self.watch.stage("load"):

@@ -45,6 +45,7 @@ class Source:
     context: int
     size: int
     parts: tuple[Path, ...]
+    stamps: tuple[tuple[int, int], ...] = ()  # size and time of each part when it was looked at
 
     @property
     def name(self) -> str:
@@ -61,12 +62,32 @@ def open_source(path: Path) -> Source:
     raise ModelError(f"there is no model at {path}", remedy="Give a .gguf file or a folder with safetensors")
 
 
+def check_unchanged(source: Source) -> None:
+    """ModelError where a file of the model is no longer the one that was looked at."""
+    for part, stamp in zip(source.parts, source.stamps, strict=False):
+        if _stamps((part,)) != (stamp,):
+            raise ModelError(
+                f"{part.name} changed while it was read", remedy="Run it again once nobody writes to it any more"
+            )
+
+
+def _stamps(parts: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple((status.st_size, status.st_mtime_ns) for status in (part.stat() for part in parts))
+    except OSError:
+        return ((-1, -1),) * len(parts)
+
+
 def _gguf(path: Path) -> Source:
     structure = read_gguf(path)
     parts = split_parts(path, structure)
     architecture = structure.architecture
-    if structure.values.get("general.type", "model") != "model" or architecture in NO_LANGUAGE_MODEL:
-        raise structure.broken(f"is not a language model but {architecture}", "Give the model itself")
+    kind = structure.values.get("general.type", "model")
+    if kind != "model" or architecture in NO_LANGUAGE_MODEL:
+        what = {"model": architecture, "adapter": f"an adapter (LoRA) for {architecture}"}.get(
+            str(kind), f"{kind} of {architecture}"
+        )
+        raise structure.broken(f"is not a language model but {what}", "Give the model itself")
     if not any(name.startswith("token_embd.") for name in _tensor_names(structure, parts)):
         raise structure.broken("holds no token embedding: it is not a language model", "Give the model itself")
     return Source(
@@ -78,6 +99,7 @@ def _gguf(path: Path) -> Source:
         context=structure.number("context_length"),
         size=sum(part.stat().st_size for part in parts),
         parts=parts,
+        stamps=_stamps(parts),
     )
 
 
@@ -114,6 +136,7 @@ def _folder(path: Path) -> Source:
         context=_number(path, text, "max_position_embeddings", "n_positions", "max_seq_len", default=1 << 20),
         size=sum(part.stat().st_size for part in parts),
         parts=parts,
+        stamps=_stamps(parts),
     )
 
 

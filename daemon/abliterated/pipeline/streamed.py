@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from abliterated.pipeline.passes import Part, Pass, Plan, cache_of, padded, places, tap
+from abliterated.pipeline.passes import Part, Pass, Plan, cache_of, check_logits, padded, places, tap
 from abliterated.pipeline.room import free_memory, give_back, keep_what_is_let_go, state_limit
 from abliterated.pipeline.skeleton import Call, Skeleton
 from abliterated.pipeline.taps import Tap, stream_of
@@ -200,7 +200,9 @@ class Engine:
                 watch.step(len(rows) * share, len(rows), "answers", message)
             with self._headed():
                 for group in going:
-                    group.take(self._head(group.stream[:, -1:])[:, 0].argmax(-1), stops)
+                    logits = self._head(group.stream[:, -1:])[:, 0]
+                    check_logits(skeleton.source.name, logits)
+                    group.take(logits.argmax(-1), stops)
         answers: list[tuple[int, ...]] = [()] * len(rows)
         for group in groups:
             for row, answer in zip(group.rows, group.answers, strict=True):

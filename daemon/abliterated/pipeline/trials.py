@@ -24,7 +24,7 @@ from abliterated.pipeline.directions import Float32, Float64
 from abliterated.pipeline.edit import seen_through_norms
 from abliterated.pipeline.generation import greedy
 from abliterated.pipeline.loading import Loaded
-from abliterated.pipeline.measure import OPENING_TOKENS, Behaviour
+from abliterated.pipeline.measure import OPENING_TOKENS, Behaviour, log_odds
 from abliterated.pipeline.passes import Pass, Rows, run_pass
 from abliterated.pipeline.refusal_openings import decision
 from abliterated.pipeline.rendering import Renderer
@@ -32,6 +32,8 @@ from abliterated.pipeline.taps import decoder_layers, stream_of
 from abliterated.pipeline.watch import Watch
 
 KL_TOKENS: Final = 32
+# Of fewer prompts than these nothing could be told, so that the rest is taken, too.
+FEWEST: Final = 4
 # Of a token's distribution the likeliest so many are kept, and the rest as one: KL is exact but for what moves in there.
 LIKELIEST: Final = 128
 _MLP: Final = re.compile(r"mlp|ffn|ffw|feed_?forward|moe|expert", re.IGNORECASE)
@@ -81,23 +83,14 @@ class Trials:
 
     def ask(self, harmful: Sequence[str], harmless: Sequence[str], tokens: int = KL_TOKENS) -> int:
         """Make ready to be tried on these; the number of harmful prompts left, those the model refuses."""
-        rows = self.renderer.all_tokens(harmful)
+        rows: Rows = self.renderer.all_tokens(harmful)
         self.contributions = find_contributions(self.loaded, max(rows, key=len), self.watch)
         self._paths = path_numbers(self.loaded, self.contributions)
-        openings = self.behaviour.openings
-        if openings.late:
-            begun = greedy(self.loaded, rows, OPENING_TOKENS, self.watch, "reading where it decides")
-            places = [decision(self.loaded.tokenizer, answer, openings.ambiguous) for answer in begun]
-            chosen = [(row, answer[:place]) for row, answer, place in zip(rows, begun, places, strict=True) if place]
-            self.harmful = [row + beginning for row, beginning in chosen]
-            self.beginnings = tuple(len(beginning) for _, beginning in chosen)
-        else:
-            self.harmful, self.beginnings = rows, (0,) * len(rows)
-            nothing = Change(np.zeros((1, 1, self.loaded.source.hidden_size), np.float32), np.zeros((self.layers, 2)))
-            refused = self.scored([nothing], len(rows), 0, "reading what it refuses")[0].refusal > 0
-            if refused.sum() >= min(4, len(rows)):
-                self.harmful = [row for row, no in zip(rows, refused, strict=True) if no]
-                self.beginnings = (0,) * len(self.harmful)
+        begun = self._refused(rows)
+        if len(begun) < min(FEWEST, len(rows)):
+            begun = [(row, ()) for row in rows]
+        self.harmful = [row + beginning for row, beginning in begun]
+        self.beginnings = tuple(len(beginning) for _, beginning in begun)
         self.harmless = self.renderer.all_tokens(harmless)
         self.answered = self._answers(self.harmless, tokens)
         return len(self.harmful)
@@ -161,6 +154,26 @@ class Trials:
         parts = (expected.exp() * (expected - now)).sum(-1) + others.exp() * (others - rest)
         return max(0.0, float(parts.mean()))
 
+    def _refused(self, rows: Rows) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """The rows the model refuses, each with what its answer begins with before it decides to. Only of those whose
+        first token leaves it open is the beginning decoded."""
+        openings = self.behaviour.openings
+        found: dict[int, tuple[int, ...]] = {}
+        open_ = list(range(len(rows)))
+        if openings.plain and not openings.late:
+            first = torch.log_softmax(tail_logits(self.loaded, rows, 1, self.watch)[:, 0], dim=-1)
+            certain = (log_odds(first, openings.plain) > 0).tolist()
+            likeliest = first.argmax(-1).tolist()
+            found = {row: () for row in open_ if certain[row]}
+            open_ = [row for row in open_ if not certain[row] and likeliest[row] in openings.firsts]
+        chosen = [rows[row] for row in open_]
+        answers = greedy(self.loaded, chosen, OPENING_TOKENS, self.watch, "reading where it decides") if chosen else []
+        for row, answer in zip(open_, answers, strict=True):
+            place = decision(self.loaded.tokenizer, answer, openings.ambiguous)
+            if place is not None and answer[place] in openings.tokens:
+                found[row] = answer[:place]
+        return [(rows[row], found[row]) for row in sorted(found)]
+
     def _answers(self, rows: Rows, tokens: int) -> Answered:
         begun = greedy(self.loaded, rows, tokens, self.watch, "answering harmless prompts")
         # Teacher forcing: the position before each token of the answer predicts it.
@@ -176,7 +189,9 @@ class Trials:
             others = torch.log((1.0 - values.exp().sum(-1)).clamp(min=1e-9))
             kept.append((part.rows, best.indices, values, others))
         order = torch.tensor([row for numbers, *_ in kept for row in numbers]).argsort()
-        indices, values, others = (torch.cat([one[part] for one in kept])[order.to(kept[0][part].device)] for part in (1, 2, 3))  # type: ignore[index, union-attr]
+        indices, values, others = (
+            torch.cat([one[part] for one in kept])[order.to(kept[0][part].device)] for part in (1, 2, 3)
+        )  # type: ignore[index, union-attr]
         return Answered(whole, lengths, indices, values, others)
 
 

@@ -19,6 +19,9 @@ from abliterate.contract.states import Stage
 
 # Progress is news, not a stream: at most so often, seconds.
 EVERY: Final = 0.25
+# What is counted over a run.
+DECODED: Final = "tokens_decoded_run"
+PREFILLED: Final = "tokens_prefilled_run"
 # Before a twentieth is done, or a second has gone by, an estimate would be a guess.
 HONEST_SHARE: Final = 0.05
 HONEST_SECONDS: Final = 1.0
@@ -35,6 +38,7 @@ class Watch:
     ) -> None:
         self.emit, self.cancelled, self.clock = emit, cancelled, clock
         self.seconds: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
         self._stage: Stage = "load"
         self._began = self._last = clock()
         self._work: tuple[str, float] = ("", clock())
@@ -72,6 +76,10 @@ class Watch:
                 memory=peak_memory(),
             )
         )
+
+    def count(self, what: str, number: int) -> None:
+        """Add to what is counted over the run."""
+        self.counts[what] = self.counts.get(what, 0) + number
 
     def check(self) -> None:
         """Raise Cancelled if the run was asked to stop."""

@@ -86,10 +86,13 @@ class FolderWeights:
         found = {}
         for key in keys:
             path, stored = self._places[key]
-            if path not in maps:
-                with path.open("rb") as file:
-                    maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            found[key] = _view(maps[path], stored)
+            try:
+                if path not in maps:
+                    with path.open("rb") as file:
+                        maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                found[key] = _view(maps[path], stored)
+            except (OSError, ValueError) as error:
+                raise _cut_short(path, stored.name) from error
         return found
 
 
@@ -151,7 +154,10 @@ class GgufWeights:
 
 def _numbers(path: Path, tensor: Tensor, rows: Sequence[int] | None = None) -> np.ndarray[Any, Any]:
     """A tensor's float32 values, or some rows of it."""
-    raw = np.memmap(path, dtype=np.uint8, mode="r", offset=tensor.start, shape=(tensor.size,))
+    try:
+        raw = np.memmap(path, dtype=np.uint8, mode="r", offset=tensor.start, shape=(tensor.size,))
+    except (OSError, ValueError) as error:
+        raise _cut_short(path, tensor.name) from error
     blocks = raw.reshape(*tensor.shape[:-1], tensor.row_size)
     taken = np.asarray(blocks if rows is None else blocks[list(rows)])
     try:
@@ -161,3 +167,10 @@ def _numbers(path: Path, tensor: Tensor, rows: Sequence[int] | None = None) -> n
             f"{path.name} holds {tensor.name} in {tensor.type.name}, which can't be read for measuring",
             remedy="Take the model in another quantisation",
         ) from error
+
+
+def _cut_short(path: Path, name: str) -> ModelError:
+    return ModelError(
+        f"{path.name} ended before {name}, or is gone: it was cut short while it was read",
+        remedy="Pull or download the model again",
+    )

@@ -233,7 +233,7 @@ class Link(Pair):
                 return False
             self._kept = b""
         self._kept += data
-        whole = missing.whole(self._kept)
+        whole = missing.whole(self._kept) if missing.begins(self._kept) else None
         if whole is None:
             mark.missing = None
             self._let_go()
@@ -244,6 +244,7 @@ class Link(Pair):
         return True
 
     async def _amend(self, answer: bytes, mark: Mark) -> None:
+        mark.status = 404
         shown = await self._house.amend(self.client, answer, mark)
         self._amending = self._kept = mark.missing = None
         if self.ended:

@@ -1,4 +1,4 @@
-"""Listeners, counters and the way in and out: `Proxy` inside a running loop, `run` as a process of its own.
+"""Listeners, counters and the way in and out: `Proxy` inside a running loop.
 
 Does not know: HTTP.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS: Final = 30.0
 _REMARK_SECONDS: Final = 5.0
 _REMEMBER_BYTES, _REMEMBER_REQUESTS = 1024, 256
-_SETTLE_SECONDS: Final = 0.3  # for connections accepted but not yet attached, and for idle clients' last requests
+SETTLE_SECONDS: Final = 0.3  # for connections accepted but not yet attached, and for idle clients' last requests
 
 
 class Steering(msgspec.Struct, frozen=True):
@@ -114,6 +113,7 @@ class Proxy:
         self.known: dict[bytes, int] = {}  # whole requests that go on as they are, and the kind of their answer
         self.links: set[Link] = set()
         self.draining = False
+        self.succeeded = False  # somebody else serves our sockets now
         self._bound: list[addresses.Address] = []
         self._made: dict[str, int] = {}  # unix sockets we made, and their inodes
         self._sockets: list[socket.socket] = []
@@ -176,8 +176,16 @@ class Proxy:
             upstream_errors=self._errors,
         )
 
-    async def close(self, drain_seconds: float = DRAIN_SECONDS) -> None:
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """The listeners, for a successor."""
+        return self._sockets
+
+    async def close(self, drain_seconds: float = DRAIN_SECONDS, *, settle_seconds: float = SETTLE_SECONDS) -> None:
         """Stop accepting, let what is under way end, then leave; after `drain_seconds` cut what is left.
+
+        Idle clients are let go after `settle_seconds`: each may send one more request till then, and is told that it
+        was the last.
 
         A listener shared with a service manager keeps its backlog for whoever comes next.
         """
@@ -187,7 +195,7 @@ class Proxy:
         await self._stop_accepting()
         log.info("draining %d connections", len(self.links), extra={"action": "proxy_draining"})
         deadline = self.loop.time() + drain_seconds
-        await self._wait_empty(min(_SETTLE_SECONDS, drain_seconds))
+        await self._wait_empty(min(settle_seconds, drain_seconds))
         for link in list(self.links):
             link.retire()
         await self._wait_empty(deadline - self.loop.time())
@@ -199,14 +207,15 @@ class Proxy:
             log.warning("cut %d connections", len(cut), extra={"action": "proxy_cut"})
         if self.access is not None:
             await self.access.close()
-        addresses.unlink(self._made)
+        if not self.succeeded:
+            addresses.unlink(self._made)
 
     async def _stop_accepting(self) -> None:
         if not type(self.loop).__module__.startswith("uvloop"):
             # asyncio accepts in one step and attaches in another; closing between the two would lose the client.
             for listener in self._sockets:
                 self.loop.remove_reader(listener.fileno())
-            await asyncio.sleep(_SETTLE_SECONDS)
+            await asyncio.sleep(SETTLE_SECONDS)
         await asyncio.sleep(0)  # a last round of accepting: an own listener's backlog dies with it
         for server in self._servers:
             server.close()
@@ -284,13 +293,6 @@ class Proxy:
         return missing.amended(answer, remark) if remark else answer
 
 
-def run(listen: str, upstream: str, *, allow_remote: bool = False) -> int:
-    """The proxy alone, in the foreground, until SIGTERM or SIGINT; a second signal cuts the drain short."""
-    proxy = Proxy(listen, upstream, allow_remote=allow_remote)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(_serve(proxy))
-
-
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """uvloop's where it is installed."""
     try:
@@ -298,20 +300,3 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
-
-
-async def _serve(proxy: Proxy) -> int:
-    loop = asyncio.get_running_loop()
-    asked, again = asyncio.Event(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: again.set() if asked.is_set() else asked.set())
-    await proxy.start()
-    await asked.wait()
-    closing = asyncio.ensure_future(proxy.close())
-    impatient = asyncio.ensure_future(again.wait())
-    await asyncio.wait((closing, impatient), return_when=asyncio.FIRST_COMPLETED)
-    impatient.cancel()
-    if not closing.done():
-        closing.cancel()
-    await asyncio.gather(closing, impatient, return_exceptions=True)
-    return 0

@@ -72,8 +72,8 @@ def number(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share as a person says it: 12.5 %, 0 %."""
-    return f"{100 * value:.1f}".rstrip("0").rstrip(".") + " %"
+    """A share as a person says it: 12.5 %, 0 %, the sign never alone on a line."""
+    return f"{100 * value:.1f}".rstrip("0").rstrip(".") + "\u00a0%"
 
 
 @dataclass(frozen=True)

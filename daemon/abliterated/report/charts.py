@@ -121,7 +121,7 @@ def apart_by_layer(layers: Sequence[LayerSeparation]) -> Markup | None:
 def histogram(layer: LayerSeparation, name: str) -> Markup | None:
     """Both classes' projections behind one layer, one above the other."""
     values = [*layer.harmful, *layer.harmless]
-    if len(values) < 2 or not all(map(math.isfinite, values)):
+    if len(values) < 2:
         return None
     low, high = min(values), max(values)
     if low == high:
@@ -155,7 +155,7 @@ def histogram(layer: LayerSeparation, name: str) -> Markup | None:
 
 def trade_off(search: Search) -> Markup | None:
     """The trials: KL to the right, refusals upward; the lower left is where one wants to be."""
-    trials = [one for one in search.trials if math.isfinite(one.kl) and math.isfinite(one.refusal)]
+    trials = search.trials
     if len(trials) < 2:
         return None
     far = max(one.kl for one in trials) or 1e-6
@@ -222,11 +222,7 @@ def residual_spread(tensors: Sequence[TensorReport]) -> Markup | None:
     if len(tensors) < 2:
         return None
     least = 1e-9
-    powers = [
-        math.floor(math.log10(max(least, min(10.0, abs(one.residual)))))
-        for one in tensors
-        if math.isfinite(one.residual)
-    ]
+    powers = [math.floor(math.log10(max(least, min(10.0, abs(one.residual))))) for one in tensors]
     if not powers:
         return None
     low, high = min(-4, *powers), max(-1, *powers)
@@ -259,7 +255,7 @@ def residual_spread(tensors: Sequence[TensorReport]) -> Markup | None:
 
 def seconds_by_stage(seconds: Mapping[str, float]) -> Markup | None:
     """Where the time went."""
-    stages = [(name, value) for name, value in seconds.items() if math.isfinite(value) and value >= 0]
+    stages = list(seconds.items())
     if not stages:
         return None
     longest = max(value for _, value in stages) or 1.0
@@ -278,7 +274,7 @@ def seconds_by_stage(seconds: Mapping[str, float]) -> Markup | None:
 
 def interval(rate: float, low: float, high: float, kind: str) -> Markup:
     """A rate with its interval, as small as a word."""
-    scale = Scale(0, 1, 2, 118)
+    scale = Scale(0, 1, 5, 115)
     return tag(
         "svg",
         tag("line", x1=2, x2=118, y1=7, y2=7, class_="grid"),
@@ -299,7 +295,7 @@ def clock(seconds: float) -> str:
 
 
 def _power(power: float) -> str:
-    return f"{10.0 ** (power + 2):g} %" if power >= -5 else f"1e{int(power)}"
+    return f"{10.0 ** (power + 2):g}\u00a0%" if power >= -5 else f"1e{int(power)}"
 
 
 def _binned(values: Sequence[float], low: float, high: float) -> list[int]:

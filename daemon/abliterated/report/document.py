@@ -15,13 +15,15 @@ from abliterate.contract.report import Certification, LayerSeparation, Report
 from abliterated.report import charts, figures
 from abliterated.report.axes import legend, number, percent
 from abliterated.report.markup import Markup, join, tag
+from abliterated.report.sound import sound
 from abliterated.report.style import STYLE
 
 
 def page(report: Report) -> str:
     """The whole file."""
+    report = sound(report)
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     title = f"{report.product.name}: report"
     head = tag(
         "head",
@@ -172,7 +174,7 @@ def _edit(report: Report) -> Markup:
     if edit.tensors:
         writers = len(edit.tensors) + len(edit.unknown)
         told.append(f"{percent(edit.coverage)} of the writers edited: {len(edit.tensors)} of {writers} tensors.")
-        told.append(f"Largest share of the direction left: {number(round(100 * edit.residual, 4))} %.")
+        told.append(f"Largest share of the direction left: {number(round(100 * edit.residual, 4))}\u00a0%.")
     if edit.promoted:
         told.append(f"Given a finer type, so that it holds the edit: {len(edit.promoted)}.")
     if edit.unknown:
@@ -215,19 +217,31 @@ def _cost(report: Report) -> Markup:
 
 
 def _certified(found: Certification) -> Markup:
-    verdict = (
-        tag("p", "It differs from the base: see below.", class_="note bad")
-        if found.failures
-        else tag("p", f"{len(found.compared)} conversations are rendered as the base's are.", class_="note ok")
-    )
-    items = [
-        *[(name, "the same") for name in found.compared],
-        *[("differs", text) for text in found.failures],
-        *[("note", text) for text in found.notes],
+    """What the engine made of it."""
+    failures = [one for one in found.differences if one.failure]
+    if failures:
+        verdict = tag("p", "It differs from the base: see below.", class_="note bad")
+    elif found.compared:
+        alike = f"Conversations rendered as the base's are: {', '.join(found.compared)}."
+        verdict = tag("p", alike, class_="note ok")
+    else:
+        verdict = Markup("")
+    rows = [[one.what, one.text, "a failure" if one.failure else "to know"] for one in found.differences]
+    listed = figures.table("What is other than in the base.", ["", "what", ""], rows, numeric=9) if rows else Markup("")
+    diffs = [
+        tag("details", tag("summary", f"{one.what}: the difference"), tag("pre", tag("code", one.diff)))
+        for one in found.differences
+        if one.diff
     ]
-    listed = tag("dl", *[join(tag("dt", name), tag("dd", text)) for name, text in items])
-    said = tag("p", "Its first words: ", tag("q", found.answer), class_="note") if found.answer else Markup("")
-    return _section("In the engine", tag("p", "As ", tag("code", found.model), "."), verdict, listed, said)
+    where = join(
+        tag("bdi", found.model),
+        f" in {found.engine}" if found.engine else "",
+        *([", compared with ", tag("bdi", found.reference)] if found.reference else []),
+        ".",
+    )
+    said = tag("p", "Its first words: ", tag("q", found.answer[:300]), class_="note") if found.answer else Markup("")
+    notes = tag("ul", *[tag("li", note) for note in found.notes], class_="notes") if found.notes else Markup("")
+    return _section("In the engine", tag("p", where, class_="note"), verdict, said, listed, *diffs, notes)
 
 
 def _provenance(report: Report) -> Markup:
@@ -270,4 +284,4 @@ def _footer(report: Report) -> Markup:
 
 
 def _real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9

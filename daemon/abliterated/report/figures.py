@@ -5,7 +5,6 @@ Does not know how the page is put together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -63,7 +62,7 @@ def tiles(report: Report) -> Markup:
     if "harmless_exact" in told:
         made.append(_tile(percent(told["harmless_exact"]), "of the harmless answers are word for word the original's"))
     if report.edit.tensors:
-        edited = f"of the tensors that write to the residual stream are edited; {percent(report.edit.residual)} left"
+        edited = f"of the tensors that write to the residual stream are edited; {_share(report.edit.residual)} left"
         made.append(_tile(percent(report.edit.coverage), edited, "good" if report.edit.coverage >= 1 else "poor"))
     return tag("div", *made, class_="tiles") if made else Markup("")
 
@@ -130,7 +129,7 @@ def _of(count: int | None, total: int) -> str:
 
 def worst_tensors(tensors: Sequence[TensorReport]) -> Markup:
     """Those that keep most of the direction."""
-    worst = sorted(tensors, key=lambda one: (-_real(one.residual), one.name))[:WORST]
+    worst = sorted(tensors, key=lambda one: (-one.residual, one.name))[:WORST]
     rows = [
         [
             tag("code", one.name),
@@ -155,7 +154,7 @@ def kinds(tensors: Sequence[TensorReport]) -> Markup:
                 name,
                 str(len(some)),
                 str(len({one.layer for one in some})),
-                _share(max(_real(one.residual) for one in some)),
+                _share(max(one.residual for one in some)),
             ]
         )
     return table("Edited tensors by what they belong to.", ["kind", "tensors", "layers", "largest share left"], rows)
@@ -171,8 +170,6 @@ def size(count: float) -> str:
 
 
 def _share(value: float) -> str:
-    if not math.isfinite(value):
-        return "–"
     return (
         percent(value)
         if value == 0 or value >= 0.01
@@ -180,10 +177,6 @@ def _share(value: float) -> str:
         if value > 1e-6
         else "< 0.0001 %"
     )
-
-
-def _real(value: float) -> float:
-    return value if math.isfinite(value) else -1.0
 
 
 def inverted(report: Report) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from abliterate.contract.errors import RecipeError
 from abliterate.contract.toml_source import MAX_BYTES
+from abliterated.failpoints import failpoint
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def remove_entry(folder: int, entry: Entry) -> None:
         now = os.stat(entry.name, dir_fd=folder, follow_symlinks=False)
         if entry.key.startswith(f"{now.st_dev}:{now.st_ino}:"):
             os.unlink(entry.name, dir_fd=folder)
+            failpoint("claim.unlinked")
             os.fsync(folder)
+            failpoint("claim.unlink-synced")
 
 
 def known_owners() -> frozenset[int]:

@@ -20,6 +20,7 @@ from abliterate.contract.errors import AbliteratedError, RecipeError
 from abliterate.contract.ids import ULID, new_id
 from abliterate.contract.messages import ErrorBody
 from abliterate.contract.recipe import Recipe, parse_recipe
+from abliterated.failpoints import failpoint
 from abliterated.files import write_whole
 from abliterated.spool.claim import Entry, Refused, folder_descriptor, known_owners, read_entry, remove_entry
 from abliterated.spool.settle import Sighting, concerns, settle
@@ -91,6 +92,7 @@ class Tray:
             return self._accept(folder, entry, recipe)
         assert problem is not None
         self._reject(entry.name, entry.data, problem)
+        failpoint("tray.rejected")
         remove_entry(folder, entry)
         return None
 
@@ -114,8 +116,11 @@ class Tray:
             # The file stays; nothing is lost, and the next scan tries again.
             log.error("%s could not be taken: %s", printable(entry.name), error, extra={"action": "spool"})
             return 1.0
+        failpoint("tray.accepted")
         remove_entry(folder, entry)
+        failpoint("tray.removed")
         self.gone(entry.key)
+        failpoint("tray.gone")
         return None
 
     def _reject_unread(self, folder: int, name: str, error: Refused, now: float) -> float | None:

@@ -1,1 +1,7 @@
-"""Chat templates: what a Jinja template can do, a better one where it can't do tools, a Go template that says the same."""
+"""What registration needs of chat templates. The work is done below, in `abliterated.templates`."""
+
+from abliterated.templates.abilities import abilities
+from abliterated.templates.go import go_template_for
+from abliterated.templates.variants import Variant, tool_variant
+
+__all__ = ["Variant", "abilities", "go_template_for", "tool_variant"]

@@ -1,0 +1,112 @@
+"""Weights that are no numbers, a base that changes or is cut short while it is read: named, and nothing delivered."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from abliterate.contract.errors import ModelError
+from abliterate.contract.messages import Progress, Task
+from abliterated.jobs.outcome import Ended, after_worker
+from abliterated.pipeline.run import run
+from pipeline.folders import listed, planted_folder, task
+from pipeline.planted import plant
+
+# Runs a task; at the first word of that message the base is cut to a third.
+PROGRAM = """
+import os, sys
+from pathlib import Path
+import msgspec
+from abliterate.contract.errors import AbliteratedError
+from abliterate.contract.messages import Task
+from abliterated.pipeline import loading
+from abliterated.pipeline.run import run
+
+loading.free_memory = lambda _: 0  # streamed
+task = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Task)
+
+def emit(progress):
+    if progress.message == sys.argv[2]:
+        os.truncate(task.source, 40_000)
+
+try:
+    run(task, emit, lambda: False)
+except AbliteratedError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def attempt(asked: Task, cut_at: str) -> subprocess.CompletedProcess[str]:
+    at = Path(asked.work).parent / "task.json"
+    at.write_bytes(msgspec.json.encode(asked))
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(at), cut_at], capture_output=True, text=True, check=False, timeout=100
+    )
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="no such signal here")
+def test_a_base_cut_short_while_it_is_measured_is_a_named_outcome(tmp_path: Path) -> None:
+    asked = task(plant(tmp_path))
+    done = attempt(asked, "measuring harmful prompts")
+    if done.returncode != -signal.SIGBUS:  # what lay in memory already may have sufficed for this layer
+        assert "ModelError: planted.gguf ended before blk." in done.stderr
+    move = after_worker(Ended(-signal.SIGBUS, None), registers=True, attempts=0, crashes=0, retries=5)
+    assert (move.state, move.failure and move.failure.failure) == ("failed", "model")
+    assert listed(Path(asked.output)) == []
+
+
+def test_a_base_cut_short_while_it_is_edited_is_named(tmp_path: Path) -> None:
+    asked = task(plant(tmp_path), evaluate={"prompts": 0})
+    done = attempt(asked, "editing the weights")
+    assert done.returncode == 1
+    assert "planted.gguf ended while it was read" in done.stderr
+    assert listed(Path(asked.output)) == []
+
+
+def test_a_base_written_to_meanwhile_is_no_base(tmp_path: Path) -> None:
+    model = plant(tmp_path)
+    asked = task(model, evaluate={"prompts": 0})
+
+    def emit(progress: Progress) -> None:
+        if progress.message == "editing the weights":
+            with model.path.open("ab") as file:
+                file.write(bytes(32))
+
+    with pytest.raises(ModelError, match=r"planted\.gguf changed while it was read"):
+        run(asked, emit, lambda: False)
+    assert listed(Path(asked.output)) == []
+
+
+@pytest.mark.parametrize(("form", "method"), [("gguf", "auto"), ("folder", "per-layer")])
+def test_weights_that_are_no_numbers_are_named_and_never_an_answer(tmp_path: Path, form: str, method: str) -> None:
+    if form == "gguf":
+        model = plant(tmp_path, broken=True)
+    else:
+        model = planted_folder(tmp_path)
+        file = model.path / "model.safetensors"
+        tensors = load_file(file)
+        tensors["model.layers.1.mlp.up_proj.weight"][3] = torch.nan  # a reader: the edit does not touch it
+        save_file(tensors, file, {"format": "pt"})
+    asked = task(model, direction={"method": method})
+    with pytest.raises(ModelError, match="NaN"):
+        run(asked, lambda _: None, lambda: False)
+    assert listed(Path(asked.output)) == []
+
+
+def test_with_a_direction_at_hand_broken_weights_are_found_by_the_edit(tmp_path: Path) -> None:
+    torch.save(torch.eye(64)[60], tmp_path / "direction.pt")
+    asked = task(
+        plant(tmp_path, broken=True),
+        direction={"method": "file", "file": str(tmp_path / "direction.pt")},
+        evaluate={"prompts": 0},
+    )
+    with pytest.raises(ModelError, match=r"blk\.2\.ffn_down\.weight.*NaN or Inf"):
+        run(asked, lambda _: None, lambda: False)
+    assert listed(Path(asked.output)) == []
