@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGES := client daemon tests tools bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench ollama clean
+.PHONY: help install demo test lint format bench matrix ollama clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ format: install ## format the code
 
 bench: install ## figures as ratios, side by side in one run; bench/results.json
 	@$(BIN)/python -m bench $(BENCH)
+
+matrix: install ## tools and thinking, each family on each engine found; docs/reference/tool-matrix.md (CHAT_TEMPLATES_DIR=FOLDER for published templates)
+	@$(BIN)/python tools/tool_matrix.py $(MATRIX)
+	@$(BIN)/python tools/ollama_versions.py
 
 ollama: install ## a real Ollama for the tests, once, outside the clone (needs Go)
 	@$(BIN)/python tools/install_ollama.py $(OLLAMA) || test $$? -eq 3

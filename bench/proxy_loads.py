@@ -160,7 +160,7 @@ def upload(port: int, pid: int | None, size: int) -> tuple[float, float]:
 
 
 def disconnects(port: int, upstream: int, count: int) -> list[float]:
-    """How long after a client left in mid-stream the upstream heard of it, in ms; every other one leaves with a reset."""
+    """How long after a client left in mid-stream the upstream heard of it, in ms; every other leaves with a reset."""
     asked = []
     for number in range(count):
         name = f"c{time.monotonic_ns()}"

@@ -68,8 +68,8 @@ listen ollama
 class Ollama(asyncio.Protocol):
     """As much of an upstream as is needed: heads in one read, fixed answers, streams at a pace, uploads swallowed.
 
-    `X-Pace: RATE COUNT` asks for so many tokens a second, and so many; `X-Name` names a connection, and `GET /lost/NAME`
-    tells when the upstream heard of its end.
+    `X-Pace: RATE COUNT` asks for so many tokens a second, and so many; `X-Name` names a connection, and
+    `GET /lost/NAME` tells when the upstream heard of its end.
     """
 
     lost: dict[str, float] = {}  # noqa: RUF012 (one process, one upstream)

@@ -199,6 +199,7 @@ def figures(runs: list[dict[str, Any]]) -> dict[str, Any]:
             kept[f"{key}_{side}"] = middle(side, key)
         for key, name in (("refusals", "refusals"), ("kl32", "kl"), ("exact", "exact"), ("complied", "complied")):
             kept[f"{name}_{side}"] = middle(side, "score", key)
+    kept["trials_heretic"] = middle("heretic", "trials")
     kept["questions"] = middle("ours", "score", "questions")
     kept["rank_ours"] = middle("ours", "rank")
     for key in ("wall", "processor"):

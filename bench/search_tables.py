@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 FASTER: Final = 0.1  # of Heretic's wall time
+DEFAULT_TRIALS: Final = 200
 MOST_TOKENS: Final = 60_000
 ROWS: Final = (
     ("refusals", "refusals", "{:.0f}"),
@@ -29,6 +30,8 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(f"  {text:<36}" + "".join(f"{_told(value, shape):>14}" for value in values))
         if found.get("heretic_failed"):
             lines.append(f"  Heretic: {found['heretic_failed'][:160]}")
+        if found.get("trials_heretic") not in (None, DEFAULT_TRIALS):
+            lines.append(f"  Heretic ran {found['trials_heretic']:.0f} trials only, not its default {DEFAULT_TRIALS}")
         for text, kept in verdicts(found):
             lines.append(f"  {text:<60}{'ok' if kept else 'over'}")
     return "\n".join(lines)

@@ -38,6 +38,7 @@ VERBS: Final[dict[str, str]] = {
     "new": "write a commented recipe to stdout",
     "check": "validate recipes, touching nothing else",
     "chat": "talk to a model",
+    "compare": "put the same prompts to a model and its base",
     "completions": "print the completions for a shell",
 }
 
@@ -69,6 +70,7 @@ class VerbParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, verb: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **{"formatter_class": Formatter, "allow_abbrev": False, **kwargs})
         self._verb = verb
+        self.intermixed = False  # whether options may stand between positional arguments; a verb's to say
 
     def load(self) -> VerbParser:
         """Let the verb's module add its arguments; once."""
@@ -80,6 +82,12 @@ class VerbParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.load()
+        if self.intermixed:
+            self.intermixed = False  # it asks this method again, twice
+            try:
+                return self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self.intermixed = True
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

@@ -96,7 +96,7 @@ def job_table(jobs: Sequence[JobView], *, now: float | None = None, width: int =
     short = short_ids([job.id for job in jobs])
     moment = time.time() if now is None else now
     rows = [list(_HEADINGS), *(job_cells(job, short[job.id], moment) for job in jobs)]
-    widths = fit([max(_cells(row[column]) for row in rows) for column in range(len(_HEADINGS))], width)
+    widths = fit([max(cell_width(row[column]) for row in rows) for column in range(len(_HEADINGS))], width)
     lines = []
     for number, row in enumerate(rows):
         cells = [_pad(cell, widths[column], right=column >= 5) for column, cell in enumerate(row)]
@@ -220,7 +220,8 @@ def _json_spelt(char: str) -> str:
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
-def _cells(text: str) -> int:
+def cell_width(text: str) -> int:
+    """How many columns of a terminal `text` takes."""
     if text.isascii():
         return len(text)
     from unicodedata import combining, east_asian_width
@@ -229,10 +230,10 @@ def _cells(text: str) -> int:
 
 
 def _pad(text: str, width: int, *, right: bool) -> str:
-    used = _cells(text)
+    used = cell_width(text)
     if used > width:
-        while text and _cells(text) > width - 1:
+        while text and cell_width(text) > width - 1:
             text = text[:-1]
         text += "…"
-        used = _cells(text)
+        used = cell_width(text)
     return " " * (width - used) + text if right else text + " " * (width - used)

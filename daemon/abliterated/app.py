@@ -110,6 +110,7 @@ class App:
             prepare=self.prepare,
             register=self._handover.register,
             release=self._handover.release,
+            abandon=self._handover.abandon,
             publish=self._front.beside(events.publish),
             idle_seconds=self._front.idle_seconds,
             retries=self.config.jobs.retries,

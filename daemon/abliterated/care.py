@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+
+import msgspec
 
 from abliterate.contract.care import (
     Diagnosis,
     DoctorRequest,
     Finding,
+    ModelRow,
     Models,
     Repaired,
     RepairRequest,
@@ -31,7 +34,7 @@ _LITTLE, _TOO_LITTLE = 20e9, 2e9  # bytes free: less than a middling model needs
 
 
 class Care:
-    """For one engine. `named`: every name the journal says we gave; None where there is no journal to ask."""
+    """For one engine. `named`: every name the journal says we gave, with what was measured; None without a journal."""
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class Care:
         config: Config,
         home: Home | None = None,
         *,
-        named: Callable[[], Awaitable[set[str]]] | None = None,
+        named: Callable[[], Awaitable[Mapping[str, Mapping[str, float]]]] | None = None,
         proxy: str | None = None,
     ) -> None:
         self._upstream = upstream
@@ -80,12 +83,15 @@ class Care:
             return await undo(client, name.short())
 
     async def models(self) -> Models:
-        """Every model of our making."""
+        """Every model of our making; what its GGUF does not tell of refusals, the journal may."""
         from abliterated.ollama.client import OllamaClient
         from abliterated.ollama.removal import list_ours
 
         async with OllamaClient(self._upstream) as client:
-            return await list_ours(client)
+            found = await list_ours(client)
+        measured = await self._named() if self._named is not None else {}
+        rows = [_with_measured(row, measured.get(row.name, {})) for row in found.models]
+        return msgspec.structs.replace(found, models=rows)
 
     async def _explain_copy(self, name: str) -> None:
         """A name this daemon never gave: somebody's copy of ours, or another daemon's. Raises ConflictError for it."""
@@ -94,7 +100,8 @@ class Care:
 
         async with OllamaClient(self._upstream) as client:
             shown = await find_show(client, name)
-        if shown is not None and await asyncio.to_thread(shown_content, shown):
+        content = await asyncio.to_thread(shown_content, shown) if shown is not None else ""
+        if content:
             raise ConflictError(
                 f"{name}: its weights are of our making, its name is not one this daemon gave: a copy somebody made "
                 "(`ollama cp`), another daemon's, or of a job cleaned away since",
@@ -145,7 +152,7 @@ class Care:
                     remedy = "Update it to 0.5 or newer"
                     found = [Finding(key="engine", level="problem", text=text, remedy=remedy)]
                 found += [Finding(key="engine", level="warning", text=note) for note in version.notes()]
-                found.append(await _store(client))
+                found += [await _store(client), *_passing([str(row.get("name")) for row in await client.tags()])]
                 return version.text, found
         except AbliteratedError as error:
             return "", [Finding(key="engine", level="problem", text=error.message, remedy=error.remedy)]
@@ -171,6 +178,12 @@ class Care:
         return found
 
 
+def _with_measured(row: ModelRow, metrics: Mapping[str, float]) -> ModelRow:
+    before = metrics.get("refusal_before") if row.refusal_before is None else row.refusal_before
+    after = metrics.get("refusal_after") if row.refusal_after is None else row.refusal_after
+    return msgspec.structs.replace(row, refusal_before=before, refusal_after=after)
+
+
 async def _store(client: object) -> Finding:
     """Whether the engine's files are here, readable, and linkable."""
     from abliterated.ollama import store
@@ -194,6 +207,17 @@ async def _store(client: object) -> Finding:
         how = "writable: products are linked into it" if folder else "readable: products are copied over HTTP"
         return Finding(key="store", level="ok", text=f"{base.blob_path.parent}: {how}")
     return Finding(key="store", level="note", text="the engine has no local model yet, so its store was not looked at")
+
+
+def _passing(names: list[str]) -> list[Finding]:
+    """Models at names that only a registration under way has."""
+    from abliterated.ollama.admission import PROVISIONAL, REPLACED
+
+    left = [name for name in names if name.endswith((PROVISIONAL, REPLACED))]
+    if not left:
+        return []
+    text = f"{', '.join(left)}: of a job that hands over now, or of one cancelled while the engine was away"
+    return [Finding(key="passing", level="note", text=text, remedy="`abliterate undo NAME --copy`, if no job does")]
 
 
 def _rejected(folder: Path) -> list[Finding]:

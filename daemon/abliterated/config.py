@@ -20,6 +20,7 @@ from abliterate.contract.errors import DiskError, RecipeError
 from abliterate.contract.matrix import expand
 from abliterate.contract.paths import Home
 from abliterate.contract.recipe import Recipe
+from abliterated.files import sync_folder
 
 EngineKind = Literal["ollama", "embedded"]
 UNIT_PLACES = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
@@ -37,7 +38,10 @@ def prepare_home(home: Home) -> None:
         (home.rejected, 0o770),
     ):
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=mode)
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True, mode=mode)
+                # What will be promised to last must not lie in a folder that a power cut takes away.
+                sync_folder(folder.parent)
         except OSError as error:
             raise DiskError(
                 f"{folder}: can't be created ({error.strerror})", remedy="Check paths in config.toml"

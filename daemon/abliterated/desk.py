@@ -153,9 +153,10 @@ class QueueDesk:
         }
         return self._dispatcher.view(await acts[verb](job_id, actor))
 
-    async def named(self) -> set[str]:
-        """Every name under which a job ended well."""
-        return {job.target for job in await self._ledger.do(Journal.jobs) if job.state == "succeeded"}
+    async def named(self) -> dict[str, Mapping[str, float]]:
+        """Every name under which a job ended well, with what the latest of them measured."""
+        ended = [job for job in await self._ledger.do(Journal.jobs) if job.state == "succeeded"]
+        return {job.target: job.result.metrics if job.result else {} for job in ended}
 
     async def pause(self, paused: bool) -> None:
         await self._dispatcher.pause(paused)

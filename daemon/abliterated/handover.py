@@ -77,6 +77,17 @@ class Handover:
             async with OllamaClient(self._upstream) as client:
                 await restore(client, evicted)
 
+    async def abandon(self, job: Job) -> None:
+        """The job was cancelled while it was handed over: what bears a passing name of ours goes. Never raises ours."""
+        from abliterated.ollama.admission import clear
+        from abliterated.ollama.client import OllamaClient
+
+        try:
+            async with OllamaClient(self._upstream) as client:
+                await clear(client, job.target)
+        except AbliteratedError as error:
+            log.warning("%s: something may be left (%s)", job.target, error, extra={"action": "register.abandon"})
+
     async def register(self, job: Job, result: Result, out: Path) -> Result:
         """Hand the product to the engine and prove it; the result with what a person should know.
 

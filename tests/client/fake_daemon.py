@@ -39,6 +39,7 @@ class FakeDaemon:
         self.path = socket_path
         self.jobs: dict[str, JobView] = {}
         self.logs: dict[str, bytes] = {}
+        self.reports: dict[str, dict[str, bytes]] = {}
         self.submitted: dict[str, Submit] = {}
         self.paused = False
         self.without_events = False
@@ -145,11 +146,25 @@ def _handler(owner: FakeDaemon) -> type[BaseHTTPRequestHandler]:
                     self._no_job(parts[2])
                 elif len(parts) == 3:
                     self._answer(200, job)
+                elif parts[3] == "report":
+                    self._report(job.id, parse_qs(url.query).get("format", ["json"])[0])
                 else:
                     query = parse_qs(url.query)
                     self._stream_log(job.id, "follow" in query, int(query.get("offset", ["0"])[0]))
             else:
                 self._answer(404, ErrorBody(error=f"no route {url.path}", exit_code=1))
+
+        def _report(self, job: str, form: str) -> None:
+            content = owner.reports.get(job, {}).get(form)
+            if content is None:
+                error = f"job {job} has no report: it is {owner.jobs[job].state}"
+                self._answer(404, ErrorBody(error=error, remedy="A job leaves one when it has succeeded", exit_code=7))
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            self.wfile.flush()
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -34,6 +34,14 @@ class Expected:
     creates_checked: bool = False
     #: The status for a `files` entry that names no blob there is.
     missing_blob_status: int = 500
+    #: `/v1/responses`. Since 0.13.3.
+    has_responses: bool = True
+    #: `/v1/messages`. Since 0.14.
+    has_messages: bool = True
+    #: `_debug_render_only` shows the prompt. Since 0.11.5; before, the field is not known and the model answers.
+    shows_prompts: bool = True
+    #: `/api/show` says `thinking` only of a template with `<think>` tags; ours also of other marks llama.cpp splits at.
+    thinks_in_tags_alone: bool = True
 
 
 NEWEST = Expected()
@@ -49,6 +57,7 @@ def expected(engine: Engine) -> Expected:
             renders_go_template=False,
             creates_checked=True,
             missing_blob_status=400,
+            thinks_in_tags_alone=False,
         )
     assert engine.version is not None
     if engine.version >= (0, 30, 0):
@@ -60,4 +69,7 @@ def expected(engine: Engine) -> Expected:
         embeds_any_model=True,
         tags_capabilities=False,
         shows_full_name_missing=False,
+        has_responses=engine.version >= (0, 13, 3),
+        has_messages=engine.version >= (0, 14, 0),
+        shows_prompts=engine.version >= (0, 11, 5),
     )

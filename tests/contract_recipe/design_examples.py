@@ -22,6 +22,7 @@ position = -1
 rank = 1
 convention = "output"
 orthogonalize = true
+winsorize = 1.0
 file = ""
 [edit]
 strength = 1.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from abliterated.pipeline.rendering import renderer
 from abliterated.pipeline.run import run
 from abliterated.pipeline.source import open_source
 from abliterated.pipeline.watch import Watch
-from e2e.daemons import House, house
+from e2e.daemons import BIN, House, house
 from engines import Engine, RunningEngine, find_engines, real_ollamas
 from pipeline.folders import planted_folder, read_json, task
 from pipeline.planted import Planted
@@ -139,6 +141,23 @@ async def test_an_architecture_the_importer_does_not_know_is_refused_and_nothing
         after = sorted(path.name for path in (importing.models / "blobs").iterdir())
     assert not (tmp_path / "out.gguf").exists()
     assert after == before
+
+
+def test_a_folder_is_exported_by_the_ollama_of_the_shell(
+    importing: RunningEngine, model: Planted, tmp_path: Path
+) -> None:
+    made = tmp_path / "made.gguf"
+    told = subprocess.run(
+        [str(BIN / "abliterated"), "export", str(model.path), "-o", str(made), "--quantize", "Q8_0"],
+        env=os.environ | {"OLLAMA_HOST": importing.base_url},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip() == str(made)
+    assert "Q8_0" in {tensor.type.name for tensor in read_gguf(made).tensors}
+    assert [path.name for path in tmp_path.iterdir()] == ["made.gguf"]
 
 
 async def test_the_file_is_the_callers_own(importing: RunningEngine, model: Planted, tmp_path: Path) -> None:

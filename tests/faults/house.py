@@ -21,7 +21,7 @@ from abliterate.contract.messages import EngineView, Failure, JobView, Progress,
 from abliterate.contract.states import TERMINAL
 from abliterated.desk import QueueDesk
 from abliterated.failpoints import failpoint
-from abliterated.files import write_whole
+from abliterated.files import sync_folder, write_whole
 from abliterated.jobs.dispatcher import Dispatcher
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
@@ -41,6 +41,7 @@ class CarelessEngine:
         self.blobs, self.manifests = root / "blobs", root / "manifests"
         for folder in (self.blobs, self.manifests):
             folder.mkdir(parents=True, exist_ok=True)
+        os.sync()
 
     def models(self) -> dict[str, bytes]:
         return {
@@ -116,6 +117,7 @@ class MiniDaemon:
         for folder in (self.jobs, self.incoming, self.rejected):
             folder.mkdir(exist_ok=True)
         self.engine = CarelessEngine(root / "engine")
+        sync_folder(root)
         self.ledger = Ledger(root / "journal.sqlite3")
         self.dispatcher = Dispatcher(
             self.ledger,

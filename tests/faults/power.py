@@ -146,7 +146,7 @@ class PowerCut:
         if now == data:
             return
         if self.luck is not None:
-            data = self.luck.choice([data, now, now[: len(now) // 2], bytes(len(now))])
+            data = self.luck.choice([data, now, now[: len(now) // 2], b""])
         mode = path.stat().st_mode
         path.chmod(0o600)
         path.write_bytes(data)

@@ -10,13 +10,26 @@ import pytest
 from aiohttp import web
 
 from abliterate.contract.errors import ConflictError, EngineRefused, EngineUnavailable
+from abliterated.ollama import admission
 from abliterated.ollama.admission import CertificationFailed, admit, beside, check_name
+from abliterated.ollama.certify import Certificate, certify
 from abliterated.ollama.client import OllamaClient
 from abliterated.ollama.locate import Base, resolve_base
 from fake_ollama import FakeOllama, reset, tiny_gguf
 
 TARGET = "base-abliterated:8b"
 GO = "{{ .Tools }}"
+
+
+@pytest.fixture(autouse=True)
+def certified_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same certification in this process; the process of its own has its tests in test_certify."""
+
+    async def here(url: str, model: str, reference: str = "", *, product: Path, baked: bool) -> Certificate:
+        async with OllamaClient(url) as client:
+            return await certify(client, model, reference, baked=baked)
+
+    monkeypatch.setattr(admission, "certify_apart", here)
 
 
 @pytest.fixture

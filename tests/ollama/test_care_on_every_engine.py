@@ -15,6 +15,7 @@ from abliterated.ollama.certify import renders
 from abliterated.ollama.client import OllamaClient
 from abliterated.ollama.doctor import diagnose
 from abliterated.ollama.locate import resolve_base
+from abliterated.ollama.register import go_template
 from abliterated.ollama.removal import list_ours, undo
 from abliterated.ollama.repair import backup_name, go_back, repair
 from abliterated.ollama.version import Generation
@@ -122,7 +123,10 @@ async def test_without_a_base_only_what_needs_none_is_mended(client: OllamaClien
     done = await repair(client, THEIRS)
     left = await keys(client, THEIRS)
     assert done.base == "" and done.backup and "stop-markers" not in left
-    if (await client.version()).generation is Generation.LEGACY:
+    known = go_template(scripted_gguf.CHAT_TEMPLATE)
+    if (await client.version()).generation is Generation.LEGACY and known:
+        assert "template-missing" not in left and "TEMPLATE" in " ".join(done.changed)
+    elif (await client.version()).generation is Generation.LEGACY:
         assert "template-missing" in left and done.diagnosis.broken
         with pytest.raises(ModelError, match="must come from a model of its kind"):
             await repair(client, THEIRS)

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import web
 
 from abliterate.caretext import diagnosis_text, models_table
 from abliterate.contract.care import Diagnosis, Finding, ModelRow, Models
@@ -108,6 +109,7 @@ async def home(fake: FakeOllama) -> AsyncIterator[House]:
 CERTIFIED = Result(
     product="model.gguf",
     format="gguf",
+    metrics={"refusal_before": 0.9, "refusal_after": 0.05},
     certification={
         "reference": "qwen3:8b",
         "compared": ["plain", "tools"],
@@ -123,7 +125,7 @@ async def ask(home: House, *arguments: str, code: int = 0) -> str:
 
 async def test_through_the_daemon(fake: FakeOllama, home: House) -> None:
     listed = await ask(home, "models")
-    assert OURS in listed and "not measured" in listed and THEIRS not in listed
+    assert OURS in listed and "90% → 5%" in listed and "not measured" in listed and THEIRS not in listed
     assert json.loads(await ask(home, "models", "--json"))["others"] == 2
     assert "stop strings cut tool calls" in await ask(home, "doctor", THEIRS, code=1)
     assert "repaired from qwen3:8b" in await ask(home, "repair", THEIRS)
@@ -174,3 +176,35 @@ def test_what_a_terminal_would_obey_is_spelt_out() -> None:
     table = models_table(Models(models=[ModelRow(name="n\x1b", base="b\x07", refusal_before=0.5)]))
     for text in (diagnosis_text(odd), table):
         assert text.replace("\n", "").isprintable()
+
+
+async def test_a_job_on_a_gpu_asks_the_engine_for_room_and_leaves_it_as_it_was(
+    fake: FakeOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU by name only: the worker fails soon after, and what had been loaded for ever is loaded again."""
+    shims = tmp_path / "bin"
+    shims.mkdir()
+    shim = shims / "nvidia-smi"
+    shim.write_text('#!/bin/sh\ncase "$*" in *uuid*) echo GPU-0000;; *) echo 300;; esac\n')
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shims}{os.pathsep}{os.environ['PATH']}")
+    fake.loaded = {"qwen3:8b": {"expires_at": "2318-01-01T00:00:00Z"}, OURS: {"expires_at": "2020-01-01T00:00:00Z"}}
+    emptied = asyncio.Event()
+
+    async def unload(request: web.Request) -> web.StreamResponse:
+        answer = await fake.post_generate(request)
+        if not fake.loaded:
+            emptied.set()
+        return answer
+
+    fake.answers["/api/generate"] = unload
+    with house() as made:
+        made.upstream = urlsplit(fake.url).port or 0
+        made.configure("ollama")
+        await asyncio.to_thread(made.serve)
+        job = await asyncio.to_thread(made.drop, b'model = "ollama:qwen3:8b"\nname = "new-abliterated"\n', "new")
+        await asyncio.wait_for(emptied.wait(), 60)
+        await asyncio.to_thread(made.ended, job)
+        await asyncio.to_thread(made.until, lambda: set(fake.loaded) == {"qwen3:8b"}, "the pinned model")
+        await asyncio.to_thread(made.stop)
+    assert fake.loaded["qwen3:8b"] == {"keep_alive": -1}

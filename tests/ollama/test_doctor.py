@@ -10,9 +10,10 @@ import pytest
 
 from abliterate.contract.errors import ModelError, NotFound
 from abliterated.ollama.client import OllamaClient
-from abliterated.ollama.doctor import diagnose, examine, shows_tools
+from abliterated.ollama.doctor import diagnose, examine
 from abliterated.ollama.facts import Facts, find_base, look_at
 from abliterated.ollama.modelfile import Modelfile
+from abliterated.ollama.request import shows_tools
 from abliterated.ollama.version import read_version
 from fake_ollama import FakeOllama, tiny_gguf
 

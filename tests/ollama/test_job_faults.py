@@ -19,6 +19,9 @@ from abliterated.handover import Handover
 from abliterated.jobs.dispatcher import Dispatcher
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
+from abliterated.ollama import admission
+from abliterated.ollama.certify import Certificate, certify
+from abliterated.ollama.client import OllamaClient
 from fake_ollama import FakeOllama, Fault, reset, says, status, tiny_gguf
 
 TARGET = "base-abliterated:8b"
@@ -39,6 +42,7 @@ class House:
             prepare=self.prepare,
             register=self.handover.register,
             release=self.handover.release,
+            abandon=self.handover.abandon,
             publish=lambda view, number: self.changed.set(),
         )
 
@@ -69,6 +73,17 @@ class House:
                     return view
                 with_deadline = asyncio.wait_for(self.changed.wait(), 0.2)
                 await asyncio.gather(with_deadline, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def certified_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same certification in this process; the process of its own has its tests in test_certify."""
+
+    async def here(url: str, model: str, reference: str = "", *, product: Path, baked: bool) -> Certificate:
+        async with OllamaClient(url) as client:
+            return await certify(client, model, reference, baked=baked)
+
+    monkeypatch.setattr(admission, "certify_apart", here)
 
 
 @pytest.fixture
@@ -128,7 +143,7 @@ async def test_the_job_waits_with_a_reason_and_ends_with_one_model(house: House,
     house.fake.faults[route] = list(script)
     loop = asyncio.create_task(house.dispatcher.run())
     view = await house.until(job_id, lambda view: bool(view.explanation))
-    assert view.state == "registering" and view.reason == "ollama-down"
+    assert view.state == "registering" and view.reason == ("disk" if "disk" in fault else "ollama-down")
     assert not house.dispatcher._running, "the device is free meanwhile"
     house.fake.faults.clear()
     await house.dispatcher.engine_answers()
@@ -209,6 +224,19 @@ async def test_a_failed_certification_ends_the_job_and_its_diff_is_kept(house: H
     out = house.root / "jobs" / job_id / "out"
     assert json.loads((out / "report.json").read_text())["certification"] == view.result.certification
     assert (out / "model.gguf").exists(), "the GGUF is kept"
+    assert list(house.fake.models) == ["registry.ollama.ai/library/base:8b"]
+    await house.dispatcher.stop()
+    await loop
+
+
+async def test_a_job_cancelled_while_it_waits_leaves_nothing_in_the_engine(house: House) -> None:
+    job_id = await house.finished_job()
+    house.fake.faults["POST /api/copy"] = [reset] * 2
+    loop = asyncio.create_task(house.dispatcher.run())
+    await house.until(job_id, lambda view: bool(view.explanation))
+    assert any("uncertified" in name for name in house.fake.models)
+    await house.dispatcher.cancel(job_id, "uid 0")
+    await house.until(job_id, lambda view: view.state == "cancelled")
     assert list(house.fake.models) == ["registry.ollama.ai/library/base:8b"]
     await house.dispatcher.stop()
     await loop

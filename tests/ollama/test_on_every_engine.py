@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from abliterate.contract.errors import ConflictError, EngineRefused, ModelError
-from abliterated.ollama.certify import certify
+from abliterated.ollama.admission import admit
+from abliterated.ollama.certify import certify, renders
 from abliterated.ollama.client import OllamaClient
 from abliterated.ollama.locate import Base, describe_base, resolve_base
-from abliterated.ollama.register import register
+from abliterated.ollama.register import go_template, register
+from abliterated.ollama.version import Generation
 from engine import scripted_gguf
 from engines import Engine, RunningEngine, find_engines
 
@@ -108,9 +110,22 @@ async def test_the_new_model_is_its_base_in_all_but_its_weights(
 async def test_the_prompts_are_the_bases_and_it_speaks(client: OllamaClient, files: Path) -> None:
     base = await resolve_base(client, "base:8b")
     await register(client, files / "c0ffee.gguf", TARGET, base)
-    proof = await certify(client, TARGET, "base:8b", base.capabilities)
-    assert proof.failures == () and proof.answer == "a quiet answer"
-    assert proof.compared or proof.notes == ("this engine does not show rendered prompts, so they were not compared",)
+    proof = await certify(client, TARGET, "base:8b")
+    assert proof.failures == [] and proof.answer == "a quiet answer"
+    assert bool(proof.compared) is renders(await client.version())
+
+
+async def test_a_model_without_a_base_speaks_by_the_template_inside_it(client: OllamaClient, files: Path) -> None:
+    done = await admit(client, files / "c0ffee.gguf", TARGET)
+    version = await client.version()
+    said = [note for note in done.registration.notes if note not in version.notes()]
+    if version.generation is not Generation.LEGACY:
+        assert said == [] and "tools" in done.registration.capabilities
+    elif go_template(scripted_gguf.CHAT_TEMPLATE):
+        assert "got a Go template" in said[0] and "tools" in done.registration.capabilities
+    else:
+        assert "tools will not work there" in said[0]
+    assert done.certificate.answer == "a quiet answer" and done.certificate.differences == []
 
 
 async def test_a_foreign_model_is_kept_and_ours_is_renewed(client: OllamaClient, files: Path) -> None:

@@ -189,6 +189,15 @@ async def test_lost_capabilities_are_said(fake: FakeOllama, client: OllamaClient
     assert "capability thinking: the base has it, the new model does not" in done.notes
 
 
+async def test_an_ollama_with_known_holes_is_warned_of(fake: FakeOllama, client: OllamaClient, product: Path) -> None:
+    fake.version = "0.17.0"
+    done = await register(client, product, TARGET, await resolve_base(client, "base:8b"))
+    assert any("known vulnerabilities" in note for note in done.notes)
+    fake.version = "0.17.1"
+    done = await register(client, product, TARGET, await resolve_base(client, "base:8b"))
+    assert not any("vulnerabilities" in note for note in done.notes)
+
+
 async def test_an_ollama_too_old_is_refused_before_anything_is_sent(
     fake: FakeOllama, client: OllamaClient, product: Path
 ) -> None:

@@ -112,3 +112,44 @@ def tiny(family: str) -> Any:
             elif name.endswith("bias") or parameter.ndim >= 2:
                 parameter.copy_(0.1 * torch.randn_like(parameter))
     return model
+
+
+# Models that see: the language model's family, what it needs more, and what the tower needs.
+_MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
+_TOWER = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14, "depth": LAYERS, "num_heads": 2, "out_hidden_size": WIDTH,
+}  # fmt: skip
+SEEING: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "gemma3": ("gemma3_text", {}, {"model_type": "siglip_vision_model"}),
+    "gemma4": ("gemma4_text", {}, {}),
+    "llama4": (
+        "llama4_text",
+        {},
+        {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+    ),
+    "llava": ("llama", {}, {"model_type": "clip_vision_model"}),
+    "mistral3": ("mistral", {}, {"model_type": "pixtral"}),
+    "qwen2_5_vl": ("qwen2", {"model_type": "qwen2_5_vl_text", **_MROPE}, {}),
+    "qwen3_vl": ("qwen3", {"model_type": "qwen3_vl_text", **_MROPE}, {"deepstack_visual_indexes": [0]}),
+    "qwen3_5": ("qwen3_5_text", {}, {}),
+}
+
+
+def seeing(family: str) -> Any:
+    """A random model of a family that sees; its tower is as deep as its language model."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    inner, more, tower = SEEING[family]
+    text = {key: value for key, value in (_COMMON | SPECIAL[inner]).items() if value is not None}
+    config = AutoConfig.for_model(
+        family, text_config={"model_type": inner, **text, **more}, vision_config=_TOWER | tower
+    )
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.copy_(0.1 * torch.randn_like(parameter))
+    return model

@@ -15,12 +15,20 @@ import psutil
 import pytest
 from safetensors.numpy import save_file
 
-from abliterate.contract.errors import AbliteratedError, Cancelled, DiskError, ModelError, RecipeError
+from abliterate.contract.errors import (
+    AbliteratedError,
+    Cancelled,
+    DiskError,
+    EngineUnavailable,
+    ModelError,
+    RecipeError,
+)
 from abliterate.contract.messages import Progress
 from abliterated.pipeline import convert as room
 from abliterated.pipeline.convert import check_converter, convert, stamp
 from abliterated.pipeline.gguf_file import read_gguf
 from abliterated.pipeline.watch import Watch
+from engines import free_port
 from pipeline.planted import plant
 
 
@@ -94,6 +102,14 @@ def test_what_went_wrong_is_said_and_nothing_left(
 ) -> None:
     with pytest.raises(kind, match=said):
         convert(program(tmp_path, body), folder, tmp_path / "made.gguf", Watch())
+    assert left(tmp_path) == []
+
+
+def test_an_engine_in_its_place_that_is_away_is_waited_for(tmp_path: Path, folder: Path) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    check_converter(address)
+    with pytest.raises(EngineUnavailable, match=f"no engine answers at {address}"):
+        convert(address, folder, tmp_path / "made.gguf", Watch())
     assert left(tmp_path) == []
 
 

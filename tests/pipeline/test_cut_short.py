@@ -43,20 +43,32 @@ except AbliteratedError as error:
 """
 
 
-def attempt(asked: Task, cut_at: str) -> subprocess.CompletedProcess[str]:
+def attempt(asked: Task, cut_at: str, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
     at = Path(asked.work).parent / "task.json"
     at.write_bytes(msgspec.json.encode(asked))
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(at), cut_at], capture_output=True, text=True, check=False, timeout=100
+        [sys.executable, "-c", program, str(at), cut_at], capture_output=True, text=True, check=False, timeout=100
     )
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="no such signal here")
-def test_a_base_cut_short_while_it_is_measured_is_a_named_outcome(tmp_path: Path) -> None:
+def test_a_base_cut_short_while_it_is_measured_is_named(tmp_path: Path) -> None:
     asked = task(plant(tmp_path))
     done = attempt(asked, "measuring harmful prompts")
-    if done.returncode != -signal.SIGBUS:  # what lay in memory already may have sufficed for this layer
-        assert "ModelError: planted.gguf ended before blk." in done.stderr
+    assert done.returncode == 1
+    assert "ModelError: planted.gguf ended before blk." in done.stderr
+    assert listed(Path(asked.output)) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="no such signal here")
+def test_a_folder_cut_short_in_memory_is_a_named_outcome_of_the_job(tmp_path: Path) -> None:
+    """Safetensors are mapped, so the kernel may end the worker; the queue knows what that means."""
+    model = planted_folder(tmp_path)
+    asked = msgspec.structs.replace(task(model), source=str(model.path / "model.safetensors"))
+    program = PROGRAM.replace("run(task,", "run(msgspec.structs.replace(task, source=str(Path(task.source).parent)),")
+    done = attempt(asked, "measuring harmful prompts", program)
+    if done.returncode != -signal.SIGBUS:  # where a view was made after the cut
+        assert done.returncode == 1
+        assert "ModelError: model.safetensors ended before" in done.stderr
     move = after_worker(Ended(-signal.SIGBUS, None), registers=True, attempts=0, crashes=0, retries=5)
     assert (move.state, move.failure and move.failure.failure) == ("failed", "model")
     assert listed(Path(asked.output)) == []

@@ -31,6 +31,7 @@ def task(model: Planted, **tables: Any) -> Task:
             "model": str(model.path),
             "prompts": {"harmful": str(model.harmful), "harmless": str(model.harmless)},
             "evaluate": {"tokens": 8},
+            "search": {"trials": 0},  # test_search.py searches
             **tables,
         }
     )

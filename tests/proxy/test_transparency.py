@@ -6,13 +6,16 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterated.proxy.server import new_event_loop
+from abliterated.proxy.assist import Asked, Outlet
+from abliterated.proxy.server import Steering, new_event_loop
 from proxy.corpus import CHAT, CORPUS, GET, NDJSON, VERSION, Exchange, chunk, post, request
+from proxy.routes_corpus import ALL
 from proxy.script import Read, ReadAll, Running, ScriptedUpstream, Send, converse, proxy, upstream
 
 
@@ -22,19 +25,33 @@ def server() -> Iterator[ScriptedUpstream]:
         yield scripted
 
 
-@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
-def relay(request: pytest.FixtureRequest, server: ScriptedUpstream) -> Iterator[Running]:
-    factory = new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-    with proxy(server.url, factory=factory) as running:
+async def no_help(asked: Asked, outlet: Outlet) -> bool:
+    raise AssertionError("an ordinary model was offered to the assistant")
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio", "everything on", "logged"])
+def relay(request: pytest.FixtureRequest, server: ScriptedUpstream, tmp_path_factory: Any) -> Iterator[Running]:
+    factory = asyncio.new_event_loop if request.param == "asyncio" else new_event_loop
+    steering = None
+    if request.param == "everything on":
+        # Names are waited for, figures kept, an assistant stands ready: ordinary models must not notice.
+        aliases = (("qwen3:8b-abliterated", "qwen3-abliterated:8b"),)
+        steering = Steering(aliases=aliases, others=(("*-abliterated", "http://127.0.0.1:1"),), observe=True)
+    elif request.param == "logged":
+        steering = Steering(observe=True, access_log=str(tmp_path_factory.mktemp("log") / "access.log"))
+    with proxy(server.url, factory=factory, steering=steering) as running:
+        if request.param == "everything on":
+            running.proxy.assistant = no_help
+            running.loop.call_soon_threadsafe(lambda: running.proxy.change(assist=True))
         yield running
 
 
 def test_the_corpus_is_large_enough() -> None:
-    assert len(CORPUS) >= 60
-    assert len({exchange.name for exchange in CORPUS}) == len(CORPUS)
+    assert len(ALL) >= 200
+    assert len({exchange.name for exchange in ALL}) == len(ALL)
 
 
-@pytest.mark.parametrize("exchange", CORPUS, ids=lambda exchange: exchange.name)
+@pytest.mark.parametrize("exchange", ALL, ids=lambda exchange: exchange.name)
 def test_an_exchange_is_the_same_directly_and_through_the_proxy(
     server: ScriptedUpstream, relay: Running, exchange: Exchange
 ) -> None:
@@ -87,9 +104,9 @@ def test_wherever_the_network_cuts_the_upstream_hears_the_same(
     assert (mine.data, theirs.data, theirs.ending) == (answers, whole, "end of file")
 
 
-@pytest.fixture(scope="module")
-def split_server() -> Iterator[tuple[ScriptedUpstream, Running]]:
-    with upstream() as scripted, proxy(scripted.url) as running:
+@pytest.fixture(scope="module", params=[None, Steering(aliases=(("a", "b"),), observe=True)], ids=["off", "on"])
+def split_server(request: pytest.FixtureRequest) -> Iterator[tuple[ScriptedUpstream, Running]]:
+    with upstream() as scripted, proxy(scripted.url, steering=request.param) as running:
         yield scripted, running
 
 

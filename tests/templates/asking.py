@@ -84,8 +84,12 @@ def completions(
     http: httpx.Client, model: str, messages: Conversation, tools: list[Any], stream: bool, think: bool | None
 ) -> Answer:
     """`/v1/chat/completions`."""
-    talk = [{**message, "tool_calls": _as_text(message["tool_calls"])} if message.get("tool_calls") else message
-            for message in messages]  # fmt: skip
+    talk = [
+        {**message, "content": None, "tool_calls": _as_text(message["tool_calls"])}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
     body: dict[str, Any] = {"model": model, "messages": talk, "stream": stream, "temperature": 0}
     body |= {"tools": tools} if tools else {}
     if think is not None:
@@ -95,7 +99,7 @@ def completions(
         return Answer(error=error)
     found = Answer()
     calls: dict[int, list[str]] = {}
-    parts = [event for event in _events(response)] if stream else [response.json()]
+    parts = list(_events(response)) if stream else [response.json()]
     for part in parts:
         if "error" in part:
             return Answer(error=str(part["error"])[:200])

@@ -106,6 +106,10 @@ def result(number: int, text: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": ID[number], "name": "get_weather", "content": text}
 
 
+def commonprefix(texts: Sequence[str]) -> str:
+    return os.path.commonprefix(list(texts))  # noqa: RUF071 (characters are what is meant)
+
+
 @dataclass(frozen=True)
 class _Turn:
     """What follows the prompt: `opened` is what the prompt has begun already (a thought), `body` what was said."""
@@ -128,11 +132,11 @@ def _shapes(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _turn(jinja: str, before: list[dict[str, Any]], said: dict[str, Any], tools: list[Any] | None) -> _Turn:
     """TemplateRefuses where the template can't say it."""
     asked = render(jinja, before, tools=tools, enable_thinking=True)
-    base = os.path.commonprefix([render(jinja, before, tools=tools, generate=False, enable_thinking=True), asked])
+    base = commonprefix([render(jinja, before, tools=tools, generate=False, enable_thinking=True), asked])
     whole = render(jinja, [*before, said], tools=tools, generate=False, enable_thinking=True)
-    shared = os.path.commonprefix([base, whole])
+    shared = commonprefix([base, whole])
     header, turn = asked[len(shared) :], whole[len(shared) :]
-    role = re.sub(r"<[^<>]*$", "", os.path.commonprefix([header, turn]))
+    role = re.sub(r"<[^<>]*$", "", commonprefix([header, turn]))
     if (at := re.search(r"<think>|<seed:think>|</think>", role)) is not None:
         role = role[: at.start()]
     body = re.sub(

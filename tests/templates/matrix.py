@@ -110,7 +110,7 @@ CHECKS = (
     Check("two calls parsed", [user(f"Both {ASK_TWO} please")], _calls(*TWO)),
     Check("two calls rendered", round_trip(TWO, in_call=True), _says(SAW_CALL)),
     Check("two results rendered", round_trip(TWO, in_call=False), _says(SAW_RESULT)),
-    Check("thinking split", [user(f"Well {ASK_THINK} then")], _split, tools=False),
+    Check("thinking split", [user(f"Well {ASK_THINK} then")], _split, tools=False, think=True),
 )
 
 

@@ -19,9 +19,9 @@ Made by `make matrix` from `tool-matrix.json`; do not edit.
 
 Every row is a chat template with a model whose answers are scripted in that template's own dialect, with its real
 control tokens. Each is asked over {routes}, whole and streamed. What the model answers tells what its prompt held; how
-the engine splits that tells what it parses. So **yes** is a proof for all of them, **no** means none, anything else names
-those that fail; a dash where the question makes no sense (a template that never thinks, a model that makes one call at
-a time). *mended* is the same family with the variant that `[export] tool_template` bakes in.
+the engine splits that tells what it parses. So **yes** is a proof for all of them, **no** means none, anything else
+names those that fail; a dash where the question makes no sense (a template that never thinks, a model that makes one
+call at a time). *mended* is the same family with the variant that `[export] tool_template` bakes in.
 
 The first families are our own templates, each standing for a kind; the others are published ones, by the name of their
 model. What fails is under each table, in the engine's own words or in the model's.
@@ -37,7 +37,7 @@ def render(run: Run) -> str:
         parts.append("|---" * (len(CHECKS) + 1) + "|")
         ordered = sorted(rows.items(), key=lambda item: (not item[1]["own"], item[0].lower()))
         parts += [row(name, said) for name, said in ordered]
-        if reasons := [line for name, said in ordered for line in _reasons(name, said)]:
+        if reasons := _reasons(dict(ordered)):
             parts += ["\nWhat fails:\n", *reasons]
     return "\n".join(parts) + "\n"
 
@@ -48,13 +48,20 @@ def row(name: str, said: dict[str, Any]) -> str:
     return f"| {name}{template} | " + " | ".join(cells) + " |"
 
 
-def _reasons(name: str, said: dict[str, Any]) -> list[str]:
-    """One line for each reason, with all it spoils."""
-    spoilt: dict[str, list[str]] = {}
-    for check, cell in said["cells"].items():
-        if "why" in cell:
-            spoilt.setdefault(cell["why"], []).append(check)
-    return [f"- {name}: {', '.join(checks)}: `{why.replace('`', chr(39))}`" for why, checks in spoilt.items()]
+def _reasons(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """One line for each reason, with whom it concerns and what it spoils."""
+    spoilt: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for name, said in rows.items():
+        reasons: dict[str, list[str]] = {}
+        for check, cell in said["cells"].items():
+            if "why" in cell:
+                reasons.setdefault(cell["why"], []).append(check)
+        for why, checks in reasons.items():
+            spoilt.setdefault((why, tuple(checks)), []).append(name)
+    return [
+        f"- `{why.replace('`', chr(39))}`: {', '.join(names)} ({', '.join(checks)})"
+        for (why, checks), names in spoilt.items()
+    ]
 
 
 def _title(engine: str) -> str:

@@ -44,7 +44,8 @@ class _Wrong(Exception):
 
 
 def _clock(timezone: str = "") -> str:
-    if not timezone or timezone.lower() in ("local", "here"):
+    timezone = str(timezone or "")
+    if timezone.lower() in ("", "local", "here"):
         return datetime.now().astimezone().isoformat(timespec="seconds")
     from zoneinfo import ZoneInfo
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from abliterate.chat.conversation import Conversation
     from abliterate.chat.engine import Engine
+    from abliterate.cli import VerbParser
 
 _DESCRIPTION = """\
 Talk to a model. In a terminal it is a conversation, with /? for help; with a prompt, or with text on stdin, it is
@@ -30,8 +31,9 @@ in the conversation:
 exit codes: 0 · 2 an option is wrong · 5 the engine refused · 7 no such model · 75 nobody answers · 130 interrupted"""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: VerbParser) -> None:
     """Add this verb's arguments."""
+    parser.intermixed = True
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
     parser.add_argument("model", metavar="NAME", help="the model, as Ollama names it")

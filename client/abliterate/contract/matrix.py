@@ -13,7 +13,7 @@ from abliterate.contract.errors import RecipeError
 from abliterate.contract.names import parse_name
 from abliterate.contract.recipe import Recipe, recipe_from_table, target_name
 
-MOST_JOBS = 256
+MOST_JOBS = 64
 
 
 def expand(recipe: Recipe, source: str = "recipe") -> list[Recipe]:
@@ -37,12 +37,14 @@ def expand(recipe: Recipe, source: str = "recipe") -> list[Recipe]:
         _one(plain, dict(zip((key for key, _ in axes), values, strict=True)), recipe, source)
         for values in itertools.product(*(values for _, values in axes))
     ]
-    names = [target_name(one).key() for one in made]
-    if twice := next((made[n] for n, name in enumerate(names) if name in names[:n]), None):
-        raise RecipeError(
-            f"{source}: two of the matrix's jobs make {target_name(twice).short()}",
-            remedy="Put the names into the matrix",
-        )
+    names: set[str] = set()
+    for one in made:
+        name = target_name(one)
+        if name.key() in names:
+            raise RecipeError(
+                f"{source}: two of the matrix's jobs make {name.short()}", remedy="Put the names into the matrix"
+            )
+        names.add(name.key())
     return made
 
 

@@ -170,7 +170,9 @@ def print_result(result: Result, options: argparse.Namespace) -> None:
         return
     sys.stdout.write(f"{options.out / result.product}\n")
     edited = result.format != "direction"
-    told = [f"coverage {result.coverage:.0%}", f"residual {result.residual:.2%}"] if edited else []
+    told = [f"coverage {result.coverage:.0%}"] if edited else []
+    if edited and "trial" not in result.direction:  # a search leaves on purpose what does no harm
+        told.append(f"residual {result.residual:.2%}")
     if "refusal_before" in result.metrics:
         told.insert(
             0, f"refusals {result.metrics['refusal_before']:.0%} → {result.metrics.get('refusal_after', 0):.0%}"

@@ -162,7 +162,7 @@ class _Reply:
     model: str
     identity: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
     blocks: list[dict[str, Any]] = field(default_factory=list)
-    end: End = End("stop")
+    end: End = field(default_factory=lambda: End("stop"))
 
     def whole(self, *, begun: bool = False) -> dict[str, Any]:
         reason = None if begun else self.reason()

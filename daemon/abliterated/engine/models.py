@@ -1,7 +1,8 @@
 """A stored model, opened: what its layers and its GGUF say, what it can do.
 
 Capabilities follow Ollama ≥ 0.30 for a GGUF that brings its own Jinja template: a substring test on the template (for
-more ways to think than Ollama knows), and what the config blob adds. The template that renders is always the GGUF's; a Go TEMPLATE is kept and told, never run.
+more ways to think than Ollama knows), and what the config blob adds. The template that renders is always the GGUF's; a
+Go TEMPLATE is kept and told, never run.
 Does not know: HTTP, processes.
 """
 

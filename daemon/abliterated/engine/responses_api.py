@@ -77,9 +77,7 @@ async def responses(http: web.Request) -> web.StreamResponse:
     async with aclosing(events):
         if request.stream:
             return await named_sse(http, events)
-        last: dict[str, Any] = {}
-        async for _, last in events:
-            pass
+        *_, (_, last) = [event async for event in events]
         return answer(last["response"])
 
 

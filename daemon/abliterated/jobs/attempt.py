@@ -13,10 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from abliterate.contract.errors import AbliteratedError
+from abliterate.contract.errors import AbliteratedError, DiskError
 from abliterate.contract.messages import Progress, Result, Task
 from abliterate.contract.states import Reason
 from abliterated.failpoints import failpoint
+from abliterated.files import sync_folder
 from abliterated.jobs import preflight
 from abliterated.jobs.clock import Clock
 from abliterated.jobs.executor import Executor, Handle
@@ -96,6 +97,8 @@ class Attempts:
                 self.engine_tries = 0
                 if self.engine_answered is not None:
                     await self.engine_answered()
+            # The folders just made must outlast a power cut as the files in them will.
+            await asyncio.to_thread(sync_folder, folder)
             if self.locks is not None:
                 task = msgspec.structs.replace(task, lock=str(self.locks / f"{running.device.name}.lock"))
             early = await self._early(running, task, others)
@@ -110,6 +113,9 @@ class Attempts:
             failpoint("worker.started")
         except AbliteratedError as error:
             return await self._not_started(job, error)
+        except OSError as error:
+            full = DiskError(f"{folder}: {error.strerror or error}", remedy="Free some space there")
+            return await self._not_started(job, full)
         if running.asked_to_stop() or stopping():
             stop = asyncio.create_task(running.worker.stop(STOP_PATIENCE))
         else:

@@ -53,6 +53,7 @@ class Dispatcher:
         register: Register,
         publish: Publish,
         release: Release | None = None,
+        abandon: Release | None = None,
         idle_seconds: Callable[[], float] = lambda: float("inf"),
         retries: int = 5,
         executor: Executor | None = None,
@@ -77,7 +78,7 @@ class Dispatcher:
             ledger, self._moves, jobs, prepare, present, self._executor, self._clock, retries, locks, store
         )
         self._attempts.engine_answered = self.engine_answers
-        self._registrations = Registrations(self._moves, jobs, register)
+        self._registrations = Registrations(self._moves, jobs, register, abandon)
         self._stopping = False
         self._running: dict[str, Running] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -161,7 +162,7 @@ class Dispatcher:
         for task in tasks:
             if not task.get_name().startswith("job "):
                 task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._registrations.ending, return_exceptions=True)
         await self._awake.keep(False)
 
     # --- the loop -----------------------------------------------------------------------------------------------

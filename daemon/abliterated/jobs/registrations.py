@@ -37,6 +37,8 @@ class Registrations:
     moves: Moves
     folder: Path
     register: Register
+    abandon: Callable[[Job], Awaitable[None]] | None = None  # whatever a registration had begun
+    ending: set[asyncio.Future[None]] = field(default_factory=set)
     _bells: dict[str, asyncio.Event] = field(default_factory=dict)
 
     async def hand_over(self, job: Job) -> None:
@@ -44,7 +46,13 @@ class Registrations:
         tries = 0
         while True:
             if (await self.moves.get(job.id)).state == "cancelling":
+                if self.abandon is not None:
+                    await self.abandon(job)
                 await self.moves.move(job.id, "cancelled")
+                return
+            if not await asyncio.to_thread((self.folder / job.id / "out" / job.result.product).exists):
+                gone = "its product is gone; it is made again"
+                await self.moves.move(job.id, "queued", reason="interrupted", explanation=gone)
                 return
             try:
                 failpoint("register.begin")
@@ -53,7 +61,7 @@ class Registrations:
             except AbliteratedError as error:
                 if is_passing(error) or isinstance(error, DiskError):
                     tries += 1
-                    reason: Reason = "disk" if isinstance(error, DiskError) else "ollama-down"
+                    reason: Reason = "disk" if error.failure == "disk" else "ollama-down"
                     current = await self.moves.get(job.id)
                     if (current.reason, current.explanation) != (reason, str(error)):
                         await self.moves.note(job.id, reason=reason, explanation=str(error))
@@ -69,11 +77,19 @@ class Registrations:
                 return
             await asyncio.to_thread(_all_on_disk)
             failpoint("register.synced")
-            await self._end(job.id, "succeeded", result=result)
-            failpoint("register.ended")
-            await asyncio.to_thread(self._remove, job.id, job.result.product)
-            failpoint("register.removed")
+            # A daemon that stops now ends this first.
+            ending = asyncio.ensure_future(self._finish(job, result))
+            self.ending.add(ending)
+            ending.add_done_callback(self.ending.discard)
+            await asyncio.shield(ending)
             return
+
+    async def _finish(self, job: Job, result: Result) -> None:
+        assert job.result is not None
+        await self._end(job.id, "succeeded", result=result)
+        failpoint("register.ended")
+        await asyncio.to_thread(self._remove, job.id, job.result.product)
+        failpoint("register.removed")
 
     def impatient(self, job_id: str = "") -> None:
         """Try again at once: the engine answered, or somebody cancelled the job."""

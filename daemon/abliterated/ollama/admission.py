@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
 
-from abliterate.contract.errors import EngineRefused, EngineUnavailable, NotFound
+import msgspec
+
+from abliterate.contract.errors import ConflictError, EngineRefused, EngineUnavailable, ModelError, NotFound
 from abliterate.contract.names import ModelName, parse_name
 from abliterated.ollama.certification import certify_apart
 from abliterated.ollama.certify import Certificate
@@ -103,9 +105,38 @@ async def admit(
     await check_name(client, name, replace=replace)
     done = await register(client, product, helpers.provisional, base, digest=digest, modelfile=modelfile, report=report)
     helpers.made = True
+    try:
+        certificate = await _prove_and_name(
+            client, helpers, name, done, reference, product, baked=baked, replace=replace
+        )
+    except (ConflictError, EngineRefused, ModelError, NotFound):
+        await helpers.clear()
+        raise
+    await helpers.clear()
+    await asyncio.to_thread(os.sync)
+    log.info("%s: certified and named", name, extra={"action": "register.admitted", "model": name})
+    return Admission(changed(done, name=name), msgspec.structs.replace(certificate, model=name))
+
+
+async def clear(client: OllamaClient, target: str) -> None:
+    """Take away what an interrupted `admit` left at its passing names, if it is ours."""
+    name = parse_name(target).short()
+    await _Helpers(client, beside(name, PROVISIONAL), beside(name, REPLACED)).clear()
+
+
+async def _prove_and_name(
+    client: OllamaClient,
+    helpers: _Helpers,
+    name: str,
+    done: Registration,
+    reference: str,
+    product: Path,
+    *,
+    baked: bool,
+    replace: bool,
+) -> Certificate:
     certificate = await certify_apart(client.url, helpers.provisional, reference, product=product, baked=baked)
     if certificate.failures:
-        await helpers.clear()
         raise _failed(name, certificate, "it was not given its name")
     await check_name(client, name, replace=replace)
     await helpers.rename(name)
@@ -114,10 +145,7 @@ async def admit(
             f"{name}: the engine shows other weights than the ones registered",
             remedy="Something else wrote that name at the same time; it is tried again",
         )
-    await helpers.clear()
-    await asyncio.to_thread(os.sync)
-    log.info("%s: certified and named", name, extra={"action": "register.admitted", "model": name})
-    return Admission(changed(done, name=name), certificate)
+    return certificate
 
 
 @dataclass

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 class EngineDiskFull(EngineUnavailable):
     """The engine's own disk is full; with room on it the same request succeeds."""
 
+    failure = "disk"
+
 
 class EngineFailed(EngineUnavailable):
     """The engine is there and this request failed inside it (500): waiting may mend that, or never."""

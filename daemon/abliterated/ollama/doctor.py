@@ -6,7 +6,6 @@ capabilities that lie.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from abliterate.contract.care import Diagnosis, Finding
@@ -14,7 +13,7 @@ from abliterate.contract.errors import AbliteratedError
 from abliterated.ollama.certify import render_sentinel, renders, sentinels
 from abliterated.ollama.client import OllamaClient
 from abliterated.ollama.facts import Facts, find_base, look_at, same_kind
-from abliterated.ollama.request import MARKERS, capability_notes, differences
+from abliterated.ollama.request import MARKERS, capability_notes, differences, shows_tools
 from abliterated.ollama.version import Generation
 
 # Architectures whose library models speak through a built-in renderer and parser: without them the turns are wrong.
@@ -58,14 +57,6 @@ def examine(facts: Facts, base: Facts | None = None) -> list[Finding]:
     order = {"problem": 0, "warning": 1, "note": 2, "ok": 3}
     unique = {finding.text: finding for finding in found}
     return sorted(unique.values(), key=lambda finding: order[finding.level])
-
-
-def shows_tools(jinja: str) -> bool:
-    """Does a Jinja template print the tools it is given, or only speak of them? Judged by its text."""
-    bare = re.sub(r"\{#.*?#\}", "", jinja, flags=re.DOTALL)
-    used = r"(?<![\w.'\"])(?:available_)?tools\b(?!['\"])\s*[|\[]|\bin\s+(?:available_)?tools\b|\{\{-?\s*tools\b"
-    used += r"|\(\s*tools\b(?!\s*(?:is|and|or))"
-    return any(re.search(used, part) for part in re.findall(r"\{[{%].*?[%}]\}", bare, flags=re.DOTALL))
 
 
 def mend(facts: Facts, base: Facts | None) -> str:

@@ -153,8 +153,10 @@ async def _plan(
     alone = base is None and modelfile is None and version.generation is Generation.LEGACY
     if alone and jinja and (template := await asyncio.to_thread(go_template, jinja)):
         carried = changed(carried, template=template)
+        lost = request.shows_tools(jinja) and ".Tools" not in template
         notes.append(
             f"Ollama {version.text} ignores the template inside the GGUF: it got a Go template that says the same"
+            + (", but for tools: these will not work there; Ollama 0.30 or newer has them" if lost else "")
         )
     plan = _Plan(name, product, carried, base, str(keys.get(CONTENT, "")), version, digest, version.notes() + notes)
     plan.notes.extend(_template_notes(plan, jinja))

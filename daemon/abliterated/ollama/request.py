@@ -46,6 +46,14 @@ def is_jinja(template: str) -> bool:
     return re.search(r"\{%[-+]?\s*\w+", template) is not None
 
 
+def shows_tools(jinja: str) -> bool:
+    """Does a Jinja template print the tools it is given, or only speak of them? Judged by its text."""
+    bare = re.sub(r"\{#.*?#\}", "", jinja, flags=re.DOTALL)
+    used = r"(?<![\w.'\"])(?:available_)?tools\b(?!['\"])\s*[|\[]|\bin\s+(?:available_)?tools\b|\{\{-?\s*tools\b"
+    used += r"|\(\s*tools\b(?!\s*(?:is|and|or))"
+    return any(re.search(used, part) for part in re.findall(r"\{[{%].*?[%}]\}", bare, flags=re.DOTALL))
+
+
 def carried(base: Modelfile) -> tuple[Modelfile, list[str]]:
     """What of the base's modelfile the product keeps, and a note for everything that is left out."""
     notes: list[str] = []

@@ -104,11 +104,11 @@ def find_direction(loaded: Loaded, renderer: Renderer, prompts: PromptSets, reci
     )
     if not np.any(measured.directions):
         raise same_means()
-    origin = _origin(asked, drawn, behaviour, measured)
+    origin, few = _origin(asked, drawn, behaviour, measured), _few(drawn, recipe.prompts.count)
     if asked.method == "per-layer":
         rows = without_gaps(measured.directions[:, 0])
         origin["gap_norm"] = _rounded(max(measured.gap(layer, asked.position) for layer in range(len(rows))))
-        return Choice(direction(rows, origin=origin, per_layer=True), (), (), behaviour, measured)
+        return Choice(direction(rows, origin=origin, per_layer=True), (), few, behaviour, measured)
     candidates = _candidates(asked, measured)
     notes: tuple[str, ...] = ()
     trials = None
@@ -129,7 +129,7 @@ def find_direction(loaded: Loaded, renderer: Renderer, prompts: PromptSets, reci
         notes = (*notes, "even without the best direction, more than half of the validation prompts stay refused")
     origin |= {name: _rounded(value) for name, value in asdict(best).items() if not _missing(value)}
     origin["gap_norm"] = _rounded(measured.gap(round(best.layer), best.position))
-    return Choice(direction(rows, origin=origin), tuple(candidates), notes, behaviour, measured, trials)
+    return Choice(direction(rows, origin=origin), tuple(candidates), (*few, *notes), behaviour, measured, trials)
 
 
 def prepared(
@@ -143,6 +143,16 @@ def prepared(
 
     trials.ask(some(prompts.harmful, HARMFUL), some(prompts.harmless, HARMLESS))
     return trials
+
+
+def _few(prompts: PromptSets, wanted: int) -> tuple[str, ...]:
+    """What is to be said where there were fewer prompts than asked for."""
+    classes = (("harmful", prompts.harmful), ("harmless", prompts.harmless))
+    return tuple(
+        f"measured on {len(split.training)} {name} prompts, not on {wanted}: there are no more to spare"
+        for name, split in classes
+        if len(split.training) < wanted
+    )
 
 
 def only(prompts: PromptSets, late: Begun) -> PromptSets:

@@ -21,7 +21,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from abliterate.contract.errors import DiskError, ModelError, RecipeError
+from abliterate.contract.errors import AbliteratedError, DiskError, EngineUnavailable, ModelError, RecipeError
 from abliterated.pipeline import gguf_header
 from abliterated.pipeline.gguf_file import Tensor, padded, read_gguf, row_bytes
 from abliterated.pipeline.mixes import MIXES, known_mix, wanted_type
@@ -61,7 +61,8 @@ def is_engine(program: str) -> bool:
 
 
 def convert(program: str, folder: Path, target: Path, watch: Watch) -> None:
-    """Let the converter write `target`. ModelError with its last words where it fails; Cancelled; then no target."""
+    """Let the converter write `target`. ModelError with its last words where it fails; EngineUnavailable where it is
+    an Ollama that is away; Cancelled; then no target."""
     shards = read_shards(folder)
     weights = sum(shard.size for shard in shards)
     need_space(target, weights)
@@ -163,12 +164,14 @@ def _outtype(folder: Path) -> str:
     return OUTTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), "auto")
 
 
-def _failed(program: str, status: int, log: Path, partial: Path) -> ModelError | DiskError:
+def _failed(program: str, status: int, log: Path, partial: Path) -> AbliteratedError:
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
     name = _called(program)
     if "no space left on device" in last.lower():
         return DiskError(f"{name} found the disk of {partial.parent.name}/ full", remedy="Make room, and run it again")
+    if is_engine(program) and status == EngineUnavailable.exit_code:
+        return EngineUnavailable(f"converting to GGUF: {last}", remedy="Start Ollama, or wait for it")
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit {status}"
     return ModelError(
         f"{name} could not convert the folder ({how}){': ' + last if last else ''}",

@@ -98,7 +98,8 @@ class Answers:
         if self.strayed:
             arrays |= {name: getattr(self.strayed, name) for name in ("kl", "first", "surprise")}
         buffer = io.BytesIO()
-        np.savez(buffer, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **arrays)
+        arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+        np.savez(buffer, allow_pickle=False, **arrays)
         with Output(path) as output:
             output.write(buffer.getvalue())
 

@@ -167,17 +167,20 @@ def _verdicts(answers: Answers, markers: Sequence[str]) -> Verdicts:
         tuple("refusal" if marked(text) else one for text, one in zip(texts, verdicts, strict=True))
         for texts, verdicts in ((answers.harmful, found.harmful), (answers.harmless, found.harmless))
     ]
-    return Verdicts(*both)  # type: ignore[arg-type]
+    return Verdicts(*both)
 
 
 def _judged(judge: Served, asked: Asked, answers: Answers, watch: Watch) -> tuple[Verdicts, tuple[str, ...]]:
     found, notes = [], []
+    done, total = 0, len(asked.harmful) + len(asked.harmless)
     for prompts, texts in ((asked.harmful, answers.harmful), (asked.harmless, answers.harmless)):
-        total = len(prompts)
-        one = judge_or_wording(
-            judge, prompts, texts, lambda n, t=total: watch.step(n, t, "answers", "asking the judge")
-        )  # type: ignore[misc]
+
+        def step(number: int, behind: int = done) -> None:
+            watch.step(behind + number, total, "answers", "asking the judge")
+
+        one = judge_or_wording(judge, prompts, texts, step)
         found.append(one.verdicts)
+        done += len(prompts)
         notes += [note for note in one.notes if note not in notes]
     return Verdicts(*found), tuple(notes)
 

@@ -55,7 +55,7 @@ def rates(found: Verdicts) -> dict[tuple[str, str], float]:
         figures |= {(key, ""): refused / max(1, len(some)), (key, "_low"): low, (key, "_high"): high}
     everything = (*found.harmful, *found.harmless)
     for kind in ("degenerate", "empty"):
-        figures[kind, ""] = everything.count(kind) / max(1, len(everything))  # type: ignore[arg-type]
+        figures[kind, ""] = everything.count(kind) / max(1, len(everything))
     return figures
 
 

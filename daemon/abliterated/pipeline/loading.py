@@ -26,7 +26,7 @@ from abliterate.contract.recipe import Run
 from abliterated.pipeline.gguf_corrections import correct, correct_config
 from abliterated.pipeline.gguf_file import read_gguf
 from abliterated.pipeline.room import How, Placement, free_memory, place, place_offloaded
-from abliterated.pipeline.skeleton import build
+from abliterated.pipeline.skeleton import build, class_for
 from abliterated.pipeline.source import Source
 from abliterated.pipeline.split_gguf import merge, outline, read_model
 from abliterated.pipeline.streamed import Engine
@@ -57,15 +57,13 @@ class Loaded:
     def stop_tokens(self) -> frozenset[int]:
         """The tokens an answer ends with."""
         found: set[int] = set()
-        for holder in (
-            self.tokenizer.eos_token_id,
-            self.model.config.eos_token_id,
-            self.model.generation_config.eos_token_id,
-        ):
-            found |= set(holder) if isinstance(holder, list) else {holder}
-        ends = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|endoftext|>", "<|return|>")
+        config = self.model.config
+        for holder in (self.tokenizer, config, config.get_text_config(), self.model.generation_config):
+            ends = getattr(holder, "eos_token_id", None)
+            found |= set(ends) if isinstance(ends, list) else {ends}
+        usual = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|endoftext|>", "<|return|>")
         vocabulary = self.tokenizer.get_vocab()
-        found |= {vocabulary[end] for end in ends if end in vocabulary}
+        found |= {vocabulary[end] for end in usual if end in vocabulary}
         return frozenset(token for token in found if token is not None)
 
 
@@ -149,7 +147,7 @@ def open_engine(source: Source, run: Run, device: torch.device | None = None) ->
 
 def load_model(source: Source, run: Run, watch: Watch, how: Placement | None = None) -> Any:
     """The weights alone, as a transformers causal language model that only reads. None: on the emptiest device."""
-    from transformers import AutoConfig, AutoModelForCausalLM, modeling_gguf_pytorch_utils
+    from transformers import AutoConfig, modeling_gguf_pytorch_utils
 
     _quiet()
     # The reader's own bar would go to stderr; in its place ours, which also stops a cancelled run.
@@ -159,10 +157,10 @@ def load_model(source: Source, run: Run, watch: Watch, how: Placement | None = N
     _set_threads(source)
     with _as_folder(source, watch) as (folder, file), _named(source, "weights"):
         more: dict[str, Any] = {"gguf_file": file} if file else {}
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **more)
         if file:
-            config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **more)
-            more["config"] = correct_config(read_gguf(source.path), config)
-        model, found = AutoModelForCausalLM.from_pretrained(
+            correct_config(read_gguf(source.path), config)
+        model, found = class_for(config).from_pretrained(
             str(folder),
             output_loading_info=True,
             dtype=choose_dtype(run.dtype, device),
@@ -170,6 +168,7 @@ def load_model(source: Source, run: Run, watch: Watch, how: Placement | None = N
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
+            config=config,
             **more,
         )
         lacking = sorted(found["missing_keys"])

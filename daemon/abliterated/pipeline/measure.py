@@ -59,7 +59,8 @@ class Behaviour:
 
 
 def log_odds(next_token: torch.Tensor, tokens: Sequence[int], reached: float = 0.0) -> torch.Tensor:
-    """log p − log(1 − p) of p = one of `tokens` comes next, and the place is reached, by log probabilities (…, vocabulary)."""
+    """log p − log(1 − p) of p = one of `tokens` comes next, by log probabilities (…, vocabulary), where that place is
+    `reached` with that log probability."""
     at = torch.tensor(tokens, device=next_token.device)
     found = (torch.logsumexp(next_token[..., at].double(), dim=-1) + reached).clamp(max=-1e-12)
     return found - torch.log(-torch.expm1(found))
@@ -107,7 +108,13 @@ def observe(loaded: Loaded, renderer: Renderer, prompts: PromptSets, *, invert: 
             remedy="Give harmless prompts it answers",
         )
     if not openings.tokens:
-        usual = {loaded.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in USUAL_OPENINGS}
+        firsts = (loaded.tokenizer(text, add_special_tokens=False)["input_ids"][:1] for text in USUAL_OPENINGS)
+        usual = {token for first in firsts for token in first}
+        if not usual:
+            raise ModelError(
+                f"{loaded.source.name} refuses nothing, and its tokenizer knows no word a refusal begins with",
+                remedy="Give harmful prompts it refuses",
+            )
         openings = Openings(tuple(sorted(usual)), tuple(sorted(usual)))
     return Behaviour(openings, *rates)
 
@@ -211,7 +218,7 @@ def _clipped(streams: torch.Tensor, quantile: float) -> torch.Tensor:
 
 def _protected(
     loaded: Loaded,
-    renderer: Renderer,
+    renderer: Renderer | Begun,
     prompts: PromptSets,
     place: tuple[Sequence[int], str, int],
     harmless: Float64,

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from abliterate.contract.recipe import Recipe
+from abliterate.contract.report import PromptSource
 from abliterated.pipeline.edit_report import EditReport
 from abliterated.pipeline.gguf_file import read_gguf
 
 CARD_FILE: Final = "MODEL_CARD.md"
 _LICENCE: Final = re.compile(r"(licen[cs]e|notice|copying|use_policy|usage_policy)", re.I)
 _FRONT: Final = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.S)
+_PLAIN: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
 _NAMED: Final = re.compile(r"^(license|license_name):[ \t]*[\"']?([\w.+ -]{1,80}?)[\"']?[ \t]*$", re.M)
 
 
@@ -40,12 +42,14 @@ def model_card(
     edited: EditReport,
     metrics: Mapping[str, float],
     licence: tuple[str, Sequence[str]],
+    prompts: Sequence[PromptSource] = (),
 ) -> str:
     """The card's text. `provenance` as the sidecar has it, keys with their prefix."""
     facts = {key.removeprefix("abliterated."): value for key, value in provenance.items()}
     base, digest = facts.get("base.name", ""), facts.get("base.digest", "")
     what = "strengthened" if recipe.edit.invert else "removed"
     lines = [
+        *_front(base, licence[0]),
         f"# {name}",
         "",
         f"`{base}`{f' ({digest})' if digest else ''}, with its refusal direction {what} from the weights by",
@@ -68,6 +72,16 @@ def model_card(
     ]
     if "refusal_before" in metrics:
         lines += _figures(metrics)
+    if prompts:
+        lines += _prompts(prompts)
+    lines += [
+        "## Before you use it",
+        "",
+        "It declines less than its base does, and nothing else was made better: what it says may be wrong, unfair or "
+        "harmful. Whoever serves it answers for what it is used for. The figures are over the prompts named here and "
+        "say nothing about others; read some answers yourself.",
+        "",
+    ]
     lines += [
         "## How to undo it",
         "",
@@ -90,23 +104,54 @@ def _licence(name: str, files: Sequence[str]) -> str:
     return "The base's; it came without one that could be found. Its source says which."
 
 
+def _front(base: str, licence: str) -> list[str]:
+    """What a hub reads: licence, base, tags. Only names a hub knows are named."""
+    lines = ["---"]
+    if _PLAIN.fullmatch(licence):
+        lines.append(f"license: {licence.lower()}")
+    repository = base.removeprefix("hf:").partition("@")[0]
+    if base.startswith("hf:") and _PLAIN.fullmatch(repository.replace("/", "", 1)):
+        lines += [f"base_model: {repository}", "base_model_relation: finetune"]
+    return [*lines, "tags:", "- abliterated", "pipeline_tag: text-generation", "---", ""]
+
+
 def _figures(metrics: Mapping[str, float]) -> list[str]:
     rows = [
-        ("harmful prompts refused", "refusal_before", "refusal_after"),
-        ("harmless prompts refused", "false_refusal_before", "false_refusal_after"),
-        ("degenerate answers", "degenerate_before", "degenerate_after"),
+        ("harmful prompts refused", "refusal"),
+        ("harmless prompts refused", "false_refusal"),
+        ("answers that run in circles", "degenerate"),
+        ("empty answers", "empty"),
     ]
     lines = ["## Figures", "", "| | before | after |", "|---|---|---|"]
     lines += [
-        f"| {title} | {metrics[before]:.1%} | {metrics[after]:.1%} |"
-        for title, before, after in rows
-        if before in metrics and after in metrics
+        f"| {title} | {_rate(metrics, f'{key}_before')} | {_rate(metrics, f'{key}_after')} |"
+        for title, key in rows
+        if f"{key}_before" in metrics and f"{key}_after" in metrics
     ]
-    return [
-        *lines,
-        "",
+    told = (
         f"{metrics.get('harmful_prompts', 0):.0f} harmful and {metrics.get('harmless_prompts', 0):.0f} harmless "
-        f"prompts that were not measured on; {metrics.get('harmless_exact', 0):.1%} of the harmless answers are word "
-        f"for word the base's; mean divergence of their first token {metrics.get('kl_mean', 0):.4f} nats.",
-        "",
+        "prompts that were not measured on, answered greedily; in brackets the 95 % Wilson interval."
+    )
+    if "harmless_exact" in metrics:
+        told += f" {metrics['harmless_exact']:.1%} of the harmless answers are word for word the base's."
+    if "kl_mean" in metrics:
+        places = metrics.get("kl_tokens", 0)
+        told += (
+            f" Along the base's own harmless answers, at most {places:.0f} tokens of each, the divergence (KL) is "
+            f"{metrics['kl_mean']:.4f} nats a token in the mean, {metrics.get('kl_max', 0):.4f} for the worst prompt."
+        )
+    return [*lines, "", told, ""]
+
+
+def _rate(metrics: Mapping[str, float], key: str) -> str:
+    low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
+    between = f" ({low:.0%}–{high:.0%})" if low is not None and high is not None else ""
+    return f"{metrics[key]:.1%}{between}"
+
+
+def _prompts(prompts: Sequence[PromptSource]) -> list[str]:
+    rows = [
+        f"| {one.kind} | `{one.name.replace('`', '').replace('|', '/')}` | {one.count} | {one.licence or 'not named'} |"
+        for one in prompts
     ]
+    return ["## Prompts", "", "| class | source | prompts | licence |", "|---|---|---|---|", *rows, ""]

@@ -201,7 +201,7 @@ def _edited_gguf(
 
     inputs = inputs_digest(task, source, "gguf", [metadata, *_asked(task)])
     if kept := recall(Path(task.work), "gguf", inputs, (target.parent, Path(task.output))):
-        return Product(kept[0], "gguf", kept[1], notes=_in_parts(target, stays_split(task, source)))
+        return Product(kept[0], "gguf", kept[1], notes=_in_parts(kept[0], stays_split(task, source)))
     split = stays_split(task, source)
     if split:
         shutil.rmtree(target, ignore_errors=True)

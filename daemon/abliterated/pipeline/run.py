@@ -6,7 +6,7 @@ Does not know jobs, queues or engines: it is given files and leaves files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from abliterate.contract.errors import RecipeError
 from abliterate.contract.messages import Progress, Result, Task
 from abliterate.contract.recipe import Recipe
-from abliterate.contract.report import Report
+from abliterate.contract.report import PromptSource, Report
 from abliterated.pipeline.asking import Told, ask_again, check_asking
 from abliterated.pipeline.delivery import (
     RESULT_FILE,
@@ -25,7 +25,7 @@ from abliterated.pipeline.delivery import (
     forget_result,
 )
 from abliterated.pipeline.direction_files import read_direction, write_direction, write_json
-from abliterated.pipeline.edit import strengths
+from abliterated.pipeline.edit import LayerStrength, strengths
 from abliterated.pipeline.fetching import fetched
 from abliterated.pipeline.model_card import CARD_FILE, licence_of, model_card
 from abliterated.pipeline.product import (
@@ -45,7 +45,7 @@ from abliterated.pipeline.search_stage import searches, winner
 from abliterated.pipeline.search_stage import told as told_of_search
 from abliterated.pipeline.session import Found, Session
 from abliterated.pipeline.source import Source, check_unchanged, open_source
-from abliterated.pipeline.watch import DECODED, Watch, peak_memory
+from abliterated.pipeline.watch import Watch, peak_memory
 
 if TYPE_CHECKING:
     from abliterated.pipeline.directions import RefusalDirection
@@ -81,7 +81,7 @@ def run(task: Task, emit: Callable[[Progress], None], cancelled: Callable[[], bo
                 product = from_checkpoint(task, source, checkpoint, watch)
         else:
             for direction in _finalists(found, searched, verified, recipe):
-                found, chosen = replace(found, direction=direction), direction.strengths or chosen
+                found, chosen = replace(found, direction=direction), _by_layer(direction.strengths) or chosen
                 with watch.stage("edit"):
                     digest_of_prompts = prompts.digest() if prompts else ""
                     product = write_product(task, source, direction, chosen, digest_of_prompts, watch)
@@ -94,7 +94,7 @@ def run(task: Task, emit: Callable[[Progress], None], cancelled: Callable[[], bo
             session.close()
     with watch.stage("report"):
         if product.path.is_dir() and product.format == "safetensors":
-            _write_card(recipe, product, asked.metrics, source.path)
+            _write_card(recipe, product, asked.metrics, source.path, prompts.sources if prompts else ())
         sha256, written = digest(product.path, watch)
         edited = product.edited
         told = read_sidecar(product.folder) if product.folder and not edited else {}
@@ -167,6 +167,10 @@ def _finalists(
         yield next(one.direction for one in searched.finalists if one.number == best)
 
 
+def _by_layer(found: tuple[tuple[float, float], ...]) -> tuple[LayerStrength, ...]:
+    return tuple(LayerStrength(attention, mlp) for attention, mlp in found)
+
+
 def _short(
     recipe: Recipe, searched: Searched | None, verified: list[tuple[int, float]], metrics: dict[str, float]
 ) -> float:
@@ -198,11 +202,13 @@ def _delivered(task: Task, source: Source) -> list[str]:
     return found
 
 
-def _write_card(recipe: Recipe, product: Product, metrics: dict[str, float], base: Path) -> None:
+def _write_card(
+    recipe: Recipe, product: Product, metrics: dict[str, float], base: Path, prompts: Sequence[PromptSource]
+) -> None:
     """`MODEL_CARD.md` into an edited folder."""
     assert product.edited is not None
     sidecar = read_sidecar(product.path)
-    text = model_card(product.path.name, recipe, sidecar, product.edited, metrics, licence_of(base))
+    text = model_card(product.path.name, recipe, sidecar, product.edited, metrics, licence_of(base), prompts)
     with Output(product.path / CARD_FILE) as output:
         output.write(text.encode())
 

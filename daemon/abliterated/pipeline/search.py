@@ -101,10 +101,10 @@ class Search:
         generation = 0
         while len(self.tried) < count:
             generation += 1
-            best = [one.point for one in self._sorted() if one.point is not None]
+            points = [one.point for one in self._sorted() if one.point is not None]
             left = 1.0 - len(self.tried) / count
             number = min(GENERATION, count - len(self.tried))
-            points = near(best, number, self.seed, generation, left) if best else spread(number, self.seed + generation)
+            points = near(points, number, self.seed, generation, left) if points else spread(number, self.seed)
             self._generation(points, count)
         best = self._sorted()[:FINALISTS]
         notes = []
@@ -179,7 +179,9 @@ class Search:
         asked = [[points[at] for at in going], prompts]
         if (known := self.journal.recall(asked)) is not None:
             return known
-        rows = [_figures(one) for one in self.trials.scored(changes, prompts, prompts, message)]
+        rows: list[tuple[float, ...]] = [
+            _figures(one) for one in self.trials.scored(changes, prompts, prompts, message)
+        ]
         self.journal.keep(asked, rows)
         return rows
 

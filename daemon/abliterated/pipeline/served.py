@@ -80,9 +80,9 @@ class Served:
         raise AssertionError("the last try either answers or raises")
 
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        parts = urllib.parse.urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         try:
+            parts = urllib.parse.urlsplit(self.url)
+            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=self.seconds)
         except ValueError as error:
             raise EngineUnavailable(f"{self.url} is no address", remedy="Give http://HOST:PORT") from error
@@ -119,8 +119,8 @@ def engine_url(host: str = "") -> str:
     """Where the engine is: `host`, or $OLLAMA_HOST, or where Ollama is by default."""
     found = (host or os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434").replace("0.0.0.0", "127.0.0.1")  # noqa: S104
     url = found if "://" in found else f"http://{found}"
-    parts = urllib.parse.urlsplit(url)
     try:
+        parts = urllib.parse.urlsplit(url)
         bare = parts.port is None and parts.scheme == "http" and "://" not in found
     except ValueError:
         bare = False  # said when it is asked

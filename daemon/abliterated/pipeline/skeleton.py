@@ -16,11 +16,9 @@ import torch
 
 from abliterate.contract.errors import ModelError
 from abliterated.pipeline.source import Source
-from abliterated.pipeline.taps import layer_list, stream_of
+from abliterated.pipeline.taps import NO_TEXT, layer_list, stream_of
 from abliterated.pipeline.weights import Tensors, Unstreamable, Weights
 
-# Parts of a model that read no text; they stay empty.
-NO_TEXT: Final = ("vision", "visual", "audio", "multi_modal_projector", "mtp.")
 # A layer may give out more than the stream: attention weights, a cache.
 MOST_OUTPUTS: Final = 3
 
@@ -256,11 +254,21 @@ def _name_of(model: Any, wanted: Any) -> str:
     raise Unstreamable("the model's embedding or head is not to be found")
 
 
+def class_for(config: Any) -> Any:
+    """The class transformers loads such a model with. What sees or hears is asked in words like any other."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    for one in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in one._model_mapping:
+            return one
+    return AutoModelForCausalLM  # which says what is wrong
+
+
 def build(source: Source, folder: Any, file: str, device: torch.device, dtype: torch.dtype) -> Skeleton:
     """The empty model for these files. Unstreamable where it can't be had."""
     import transformers
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from abliterated.pipeline.gguf_corrections import correct, correct_config
     from abliterated.pipeline.gguf_file import read_gguf
@@ -270,7 +278,7 @@ def build(source: Source, folder: Any, file: str, device: torch.device, dtype: t
     if file:
         config = correct_config(read_gguf(source.path), config)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = class_for(config).from_config(config, dtype=dtype, trust_remote_code=False)
     model.requires_grad_(False)
     model.eval()
     if model.get_output_embeddings() is None or model.get_input_embeddings() is None:

@@ -6,12 +6,15 @@ Does not know prompts, batches or how the model came into memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from abliterate.contract.errors import ModelError
 from abliterated.pipeline.checkpoint_writers import depth_keys
+
+# Parts of a model that read no text.
+NO_TEXT: Final = ("vision", "visual", "audio", "multi_modal_projector", "mtp.")
 
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:
@@ -24,7 +27,8 @@ def layer_list(model: Any) -> tuple[str, torch.nn.ModuleList]:
     config = model.config.get_text_config()
     depth = next((getattr(config, key) for key in depth_keys(config.model_type) if hasattr(config, key)), 0)
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+        beside = any(part in name for part in NO_TEXT)
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth and not beside:
             return name, module
     raise ModelError(
         f"can't find the layers of a {model.config.model_type} model", remedy="Give a direction from a file"

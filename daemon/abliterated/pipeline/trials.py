@@ -34,14 +34,14 @@ from abliterated.pipeline.watch import Watch
 KL_TOKENS: Final = 32
 # Of fewer prompts than these nothing could be told, so that the rest is taken, too.
 FEWEST: Final = 4
-# Of a token's distribution the likeliest so many are kept, and the rest as one: KL is exact but for what moves in there.
+# Of a token's distribution the likeliest so many are kept, and the rest as one: KL is exact but for what moves there.
 LIKELIEST: Final = 128
 _MLP: Final = re.compile(r"mlp|ffn|ffw|feed_?forward|moe|expert", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Change:
-    """`vectors`: orthonormal rows to remove, (1 or layers, rank, hidden); `strengths`: (layers, 2), attention and MLP."""
+    """`vectors`: orthonormal rows to remove, (1 or layers, rank, hidden); `strengths`: (layers, 2), attention, MLP."""
 
     vectors: Float32
     strengths: Float64
@@ -79,13 +79,12 @@ class Trials:
         self.beginnings: tuple[int, ...] = ()  # how many of a harmful row's tokens are its answer's beginning
         self.answered: Answered
         self.contributions: Contributions
-        self._paths: list[list[int]] = []
+        self.paths: list[list[int]] = []  # 0 attention, 1 MLP, for each contribution
 
     def ask(self, harmful: Sequence[str], harmless: Sequence[str], tokens: int = KL_TOKENS) -> int:
         """Make ready to be tried on these; the number of harmful prompts left, those the model refuses."""
         rows: Rows = self.renderer.all_tokens(harmful)
-        self.contributions = find_contributions(self.loaded, max(rows, key=len), self.watch)
-        self._paths = path_numbers(self.loaded, self.contributions)
+        self.look(max(rows, key=len))
         begun = self._refused(rows)
         if len(begun) < min(FEWEST, len(rows)):
             begun = [(row, ()) for row in rows]
@@ -94,6 +93,11 @@ class Trials:
         self.harmless = self.renderer.all_tokens(harmless)
         self.answered = self._answers(self.harmless, tokens)
         return len(self.harmful)
+
+    def look(self, probe: tuple[int, ...]) -> None:
+        """Find what writes to the stream, by one pass."""
+        self.contributions = find_contributions(self.loaded, probe, self.watch)
+        self.paths = path_numbers(self.loaded, self.contributions)
 
     def scored(self, changes: Sequence[Change], harmful: int, harmless: int, message: str) -> list[Scores]:
         """Every change on the first so many prompts of each class."""
@@ -188,10 +192,12 @@ class Trials:
             values = best.values.double()
             others = torch.log((1.0 - values.exp().sum(-1)).clamp(min=1e-9))
             kept.append((part.rows, best.indices, values, others))
-        order = torch.tensor([row for numbers, *_ in kept for row in numbers]).argsort()
-        indices, values, others = (
-            torch.cat([one[part] for one in kept])[order.to(kept[0][part].device)] for part in (1, 2, 3)
-        )  # type: ignore[index, union-attr]
+        order = torch.tensor([row for numbers, *_ in kept for row in numbers]).argsort().to(kept[0][1].device)
+
+        def all_of(parts: list[torch.Tensor]) -> torch.Tensor:
+            return torch.cat(parts)[order]
+
+        indices, values, others = (all_of(list(parts)) for parts in zip(*(one[1:] for one in kept), strict=True))
         return Answered(whole, lengths, indices, values, others)
 
 
@@ -204,7 +210,7 @@ class ChangedModel:
 
     def __enter__(self) -> ChangedModel:
         for layer, parts in enumerate(self.trials.contributions.layers):
-            for part, path in zip(parts, self.trials._paths[layer], strict=True):
+            for part, path in zip(parts, self.trials.paths[layer], strict=True):
                 strengths = [float(change.strengths[layer, path]) for change in self.changes]
                 if not any(strengths):
                     continue

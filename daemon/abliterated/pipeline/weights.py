@@ -1,4 +1,4 @@
-"""A model's weights as they lie in its files, a layer at a time: mapped into memory, taken out under the names
+"""A model's weights as they lie in its files, a layer at a time: mapped into memory or read, taken out under the names
 transformers gives them, and let go again.
 
 A GGUF's tensors go through transformers' own name map and processors, so that they are what its reader makes of
@@ -8,6 +8,7 @@ them. Knows names and bytes; does not know what a layer computes.
 from __future__ import annotations
 
 import mmap
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -153,13 +154,26 @@ class GgufWeights:
 
 
 def _numbers(path: Path, tensor: Tensor, rows: Sequence[int] | None = None) -> np.ndarray[Any, Any]:
-    """A tensor's float32 values, or some rows of it."""
+    """A tensor's float32 values, or some rows of it.
+
+    Read and not mapped: a file that is cut short meanwhile is then an error and no SIGBUS.
+    """
+    size = tensor.row_size
+    places = [(tensor.start, tensor.size)] if rows is None else [(tensor.start + row * size, size) for row in rows]
+    taken = np.empty(sum(length for _, length in places), dtype=np.uint8)
     try:
-        raw = np.memmap(path, dtype=np.uint8, mode="r", offset=tensor.start, shape=(tensor.size,))
-    except (OSError, ValueError) as error:
+        with path.open("rb", buffering=0) as file:
+            at = 0
+            for start, length in places:
+                end = at + length
+                while at < end:
+                    count = os.preadv(file.fileno(), [taken.data[at:end]], start + length - (end - at))
+                    if not count:
+                        raise _cut_short(path, tensor.name)
+                    at += count
+    except OSError as error:
         raise _cut_short(path, tensor.name) from error
-    blocks = raw.reshape(*tensor.shape[:-1], tensor.row_size)
-    taken = np.asarray(blocks if rows is None else blocks[list(rows)])
+    taken = taken.reshape(*(tensor.shape[:-1] if rows is None else (len(rows),)), size)
     try:
         return np.array(gguf.quants.dequantize(taken, tensor.type), dtype=np.float32)
     except NotImplementedError as error:

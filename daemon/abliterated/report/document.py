@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from abliterate.contract.report import Certification, LayerSeparation, Report
 from abliterated.report import charts, figures
@@ -101,7 +101,8 @@ def _choice(report: Report) -> Iterator[Markup]:
     """How the direction and the strengths were chosen."""
     facts = report.direction
     layer, position = facts.get("layer"), facts.get("position")
-    chosen = (float(layer), int(position)) if _real(layer) and _real(position) else None
+    # Between two layers' directions the nearer layer's cell is framed.
+    chosen = (float(round(layer)), int(position)) if _real(layer) and _real(position) else None
     cards: list[Markup] = []
     if report.search:
         cards += _card(
@@ -174,7 +175,8 @@ def _edit(report: Report) -> Markup:
     if edit.tensors:
         writers = len(edit.tensors) + len(edit.unknown)
         told.append(f"{percent(edit.coverage)} of the writers edited: {len(edit.tensors)} of {writers} tensors.")
-        told.append(f"Largest share of the direction left: {number(round(100 * edit.residual, 4))}\u00a0%.")
+        told.append(f"Largest share of the direction left: {figures.share(edit.residual)}")
+        told[-1] += "." if figures.wholly(report) else f", as the strengths have it; by rounding: {_rounding(report)}."
     if edit.promoted:
         told.append(f"Given a finer type, so that it holds the edit: {len(edit.promoted)}.")
     if edit.unknown:
@@ -189,13 +191,17 @@ def _edit(report: Report) -> Markup:
         *_card(
             "Direction left, all tensors",
             charts.residual_spread(edit.tensors),
-            "Of the bytes as written; at strength 1 it should be nil.",
+            "Of the bytes as written. At strength 1 it should be nil; below and above, some is left by design.",
         ),
     ]
     parts = [tag("p", " ".join(told), class_="note"), tag("div", *cards, class_="grid2") if cards else Markup("")]
     if edit.tensors:
         parts += [figures.kinds(edit.tensors), figures.worst_tensors(edit.tensors)]
     return _section("What was edited", *parts)
+
+
+def _rounding(report: Report) -> str:
+    return figures.share(max((one.rounding for one in report.edit.tensors), default=0.0))
 
 
 def _cost(report: Report) -> Markup:
@@ -283,5 +289,5 @@ def _footer(report: Report) -> Markup:
     )
 
 
-def _real(value: object) -> bool:
+def _real(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9

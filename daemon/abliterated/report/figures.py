@@ -62,7 +62,9 @@ def tiles(report: Report) -> Markup:
     if "harmless_exact" in told:
         made.append(_tile(percent(told["harmless_exact"]), "of the harmless answers are word for word the original's"))
     if report.edit.tensors:
-        edited = f"of the tensors that write to the residual stream are edited; {_share(report.edit.residual)} left"
+        edited = "of the tensors that write to the residual stream are edited"
+        if wholly(report):
+            edited += f"; {share(report.edit.residual)} of the direction left"
         made.append(_tile(percent(report.edit.coverage), edited, "good" if report.edit.coverage >= 1 else "poor"))
     return tag("div", *made, class_="tiles") if made else Markup("")
 
@@ -134,8 +136,8 @@ def worst_tensors(tensors: Sequence[TensorReport]) -> Markup:
         [
             tag("code", one.name),
             f"{one.promoted_from} → {one.type}" if one.promoted_from else one.type,
-            _share(one.residual),
-            _share(one.rounding),
+            share(one.residual),
+            share(one.rounding),
         ]
         for one in worst
     ]
@@ -154,7 +156,7 @@ def kinds(tensors: Sequence[TensorReport]) -> Markup:
                 name,
                 str(len(some)),
                 str(len({one.layer for one in some})),
-                _share(max(one.residual for one in some)),
+                share(max(one.residual for one in some)),
             ]
         )
     return table("Edited tensors by what they belong to.", ["kind", "tensors", "layers", "largest share left"], rows)
@@ -169,7 +171,8 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _share(value: float) -> str:
+def share(value: float) -> str:
+    """A small share as a person says it."""
     return (
         percent(value)
         if value == 0 or value >= 0.01
@@ -177,6 +180,12 @@ def _share(value: float) -> str:
         if value > 1e-6
         else "< 0.0001 %"
     )
+
+
+def wholly(report: Report) -> bool:
+    """Whether the direction was to be removed wholly, everywhere it was removed."""
+    values = [value for pair in report.edit.strengths for value in pair if value]
+    return all(abs(value - 1.0) < 1e-6 for value in values)
 
 
 def inverted(report: Report) -> bool:

@@ -28,7 +28,7 @@ class Entry:
     name: str
     data: bytes
     key: str
-    writer_gone: bool
+    writer_gone: bool | None
 
 
 class Refused(RecipeError):
@@ -96,15 +96,19 @@ def _same_group(status: os.stat_result) -> bool:
     return status.st_gid != 0 and status.st_gid in {os.getegid(), *os.getgroups()} and os.getegid() != 0
 
 
-def _writer_gone(descriptor: int) -> bool:
-    """Whether nobody has the file open for writing: Linux grants a read lease only then."""
+def _writer_gone(descriptor: int) -> bool | None:
+    """Whether nobody has the file open for writing: Linux grants a read lease only then. None where it doesn't say."""
     if not hasattr(fcntl, "F_SETLEASE"):
-        return False
+        return None
     try:
         # A writer that comes in this moment breaks the lease by a signal: one that is ignored unless asked for.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError:
-        return False
+    except OSError as error:
+        return False if error.errno in (errno.EAGAIN, errno.EACCES) and _may_lease(descriptor) else None
     return True
+
+
+def _may_lease(descriptor: int) -> bool:
+    return os.geteuid() in (0, os.fstat(descriptor).st_uid)

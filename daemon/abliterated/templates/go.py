@@ -44,7 +44,8 @@ def go_template(skeleton: Skeleton) -> str:
         ]  # fmt: skip
     opening = (
         '{{ $first := -1 }}{{ $last := -1 }}{{ $previous := "" }}{{ range $place, $message := .Messages }}'
-        '{{ if eq .Role "user" }}{{ if lt $first 0 }}{{ $first = $place }}{{ end }}{{ $last = $place }}{{ end }}{{ end }}'
+        '{{ if eq .Role "user" }}{{ if lt $first 0 }}{{ $first = $place }}{{ end }}{{ $last = $place }}'
+        "{{ end }}{{ end }}"
     )
     each = "{{ range $place, $message := .Messages }}" + closing + "".join(turns) + "{{ end }}"
     each += "{{ $previous = .Role }}{{ end }}"
@@ -58,10 +59,8 @@ def _after_result(calls: Calls) -> str:
 
 def text(literal: str) -> str:
     """Literal text; braces that would open an action are said by one."""
-    if "{{" not in literal and not literal.endswith("{"):
-        return literal
-    if literal.endswith("{") and "{{" not in literal[:-1]:
-        return literal[:-1] + '{{ "{" }}'
+    if "{{" not in literal:
+        return literal if not literal.endswith("{") else literal[:-1] + '{{ "{" }}'
     return "{{ " + json.dumps(literal, ensure_ascii=False) + " }}"
 
 
@@ -108,7 +107,7 @@ def _answer(skeleton: Skeleton) -> str:
         before, after = map(text, skeleton.thought)
         parts.append("{{ if and .Thinking (gt $place $last) }}" + before + "{{ .Thinking }}" + after + "{{ end }}")
     elif skeleton.thinks:  # never said: there so that Ollama knows the tags it has to split at
-        parts.append("{{ if and .Thinking (eq .Role ) }}<think>{{ .Thinking }}</think>{{ end }}")
+        parts.append('{{ if and .Thinking (eq .Role "") }}<think>{{ .Thinking }}</think>{{ end }}')
     parts.append("{{ .Content }}")
     after = text(skeleton.assistant[1])
     if skeleton.calls is None:
@@ -116,7 +115,8 @@ def _answer(skeleton: Skeleton) -> str:
     calls = skeleton.calls
     each = (
         "{{ range $number, $call := .ToolCalls }}{{ if not $number }}" + text(calls.first) + "{{ else }}"
-        + text(calls.joint) + "{{ end }}{{ .Function.Name }}" + text(calls.mid) + "{{ json .Function.Arguments }}{{ end }}"
+        + text(calls.joint) + "{{ end }}{{ .Function.Name }}" + text(calls.mid)
+        + "{{ json .Function.Arguments }}{{ end }}"
     )  # fmt: skip
     return "".join([*parts, "{{ if .ToolCalls }}", each, text(calls.last), "{{ else }}", after, "{{ end }}"])
 

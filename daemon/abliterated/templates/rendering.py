@@ -7,6 +7,7 @@ one gives it a process (see `worker`). Does not know: models, engines.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -53,6 +54,7 @@ def render(
         raise TemplateRefuses("the chat template never ends", remedy="Get another GGUF of this model") from error
 
 
+@functools.lru_cache(maxsize=16)
 def _template(jinja: str) -> Any:
     import jinja2
     import jinja2.ext

@@ -1,0 +1,72 @@
+"""A console script in a terminal of its own, typed into as a person does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from client.conftest import ABLITERATE
+
+
+@dataclass
+class Terminal:
+    """`seen` is all that was printed so far."""
+
+    pid: int
+    descriptor: int
+    seen: str = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.descriptor, text.encode())
+
+    def until(self, words: str, seconds: float = 30) -> str:
+        """Wait until `words` are printed behind what an earlier call waited for; returns what came."""
+        begun, deadline = len(self.seen), time.monotonic() + seconds
+        while words not in self.seen[begun:]:
+            assert time.monotonic() < deadline, f"waited in vain for {words!r}:\n{self.seen[begun:]}"
+            if not self._read(0.2):
+                assert words in self.seen[begun:], f"it ended without {words!r}:\n{self.seen[begun:]}"
+        return self.seen[begun:]
+
+    def ended(self, seconds: float = 30) -> int:
+        """Its exit code, after it has left."""
+        deadline = time.monotonic() + seconds
+        while self._read(0.1):
+            assert time.monotonic() < deadline, f"it goes on:\n{self.seen[-500:]}"
+        _, status = os.waitpid(self.pid, 0)
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def _read(self, seconds: float) -> bool:
+        """Whether it may print more."""
+        if not select.select([self.descriptor], [], [], seconds)[0]:
+            return True
+        try:
+            data = os.read(self.descriptor, 65536)
+        except OSError:  # Linux says so at the end
+            return False
+        self.seen += data.decode("utf-8", "replace")
+        return bool(data)
+
+
+@contextlib.contextmanager
+def terminal(*args: str, environment: Mapping[str, str]) -> Iterator[Terminal]:
+    """Start `abliterate args` in a terminal; it never outlives the block."""
+    pid, descriptor = pty.fork()
+    if pid == 0:
+        os.execve(ABLITERATE, ["abliterate", *args], {**environment, "TERM": "xterm"})
+    made = Terminal(pid, descriptor)
+    try:
+        yield made
+    finally:
+        if made.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(made.pid, signal.SIGKILL)
+            os.waitpid(made.pid, 0)
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""`auto` where one direction does not suffice: two reasons to refuse, each in a dimension of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from abliterate.contract.messages import Task
+from abliterate.contract.recipe import recipe_from_table
+from abliterated.pipeline.run import run
+from pipeline import planted
+from pipeline.planted import BAD, REFUSAL, TOKENS, Planted, plant
+
+SECOND = 62
+
+
+def two_reasons(weights: Any) -> Any:
+    """Half of the bad verbs refused along a dimension of their own."""
+
+    def changed(refuses: bool) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = weights(refuses)
+        token = {word: place for place, word in enumerate(TOKENS)}
+        for verb in BAD[len(BAD) // 2 :]:
+            found["blk.0.attn_v.weight"][0, token[verb]] = 0.0
+            found["blk.0.attn_v.weight"][1, token[verb]] = 1.0
+        found["blk.0.attn_output.weight"][SECOND, 1] = 2.0
+        found["blk.2.ffn_gate.weight"][1, SECOND] = 1.0
+        found["blk.2.ffn_up.weight"][1, SECOND] = 1.0
+        found["blk.2.ffn_down.weight"][SECOND, 1] = 0.02
+        found["output.weight"][token["I"], SECOND] = 6.0
+        return found
+
+    return changed
+
+
+def task(model: Planted, **tables: Any) -> Task:
+    recipe = recipe_from_table(
+        {
+            "model": str(model.path),
+            "prompts": {"harmful": str(model.harmful), "harmless": str(model.harmless)},
+            "evaluate": {"tokens": 8},
+            "search": {"trials": 0},
+            **tables,
+        }
+    )
+    folder = model.path.parent
+    work, output = str(folder / "work"), str(folder / "out")
+    return Task(recipe=recipe, base="planted:latest", source=str(model.path), work=work, output=output)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
+    monkeypatch.setattr(planted, "weights", two_reasons(planted.weights))
+    return plant(tmp_path)
+
+
+def test_two_reasons_to_refuse_take_two_directions(model: Planted) -> None:
+    result = run(task(model), lambda _: None, lambda: False)
+    assert result.direction["rank"] == 2
+    assert result.metrics["refusal_before"] == 1.0
+    assert result.metrics["refusal_after"] == 0.0
+    assert result.metrics["harmless_exact"] == 1.0
+
+
+def test_one_direction_leaves_refusals(model: Planted) -> None:
+    result = run(task(model, direction={"method": "layer", "layer": 2}), lambda _: None, lambda: False)
+    assert result.direction["rank"] == 1
+    assert result.metrics["refusal_after"] >= 0.5
+
+
+def test_a_target_that_one_direction_keeps_to_takes_no_second(tmp_path: Path) -> None:
+    result = run(task(plant(tmp_path)), lambda _: None, lambda: False)
+    assert result.direction["rank"] == 1
+    assert REFUSAL != SECOND

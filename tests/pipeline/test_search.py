@@ -1,0 +1,179 @@
+"""The search: strengths that keep to the target and do less harm than the recipe's, the same ones every time, even if it
+is killed on the way; and what it says where there are none."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from abliterate.contract.errors import ModelError
+from abliterate.contract.messages import Progress, Result, Task
+from abliterate.contract.recipe import recipe_from_table
+from abliterated.pipeline.direction_files import write_direction
+from abliterated.pipeline.directions import direction
+from abliterated.pipeline.run import run
+from pipeline.planted import REFUSAL, Planted, plant
+
+TRIALS = 26
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+import msgspec
+from abliterate.contract.messages import Task
+from abliterated.pipeline.run import run
+
+def emit(progress):
+    if f"{progress.stage}: {progress.message}" == sys.argv[2] and progress.done >= float(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Task), emit, lambda: False)
+"""
+
+
+def task(model: Planted, **tables: Any) -> Task:
+    asked = {
+        "model": str(model.path),
+        "prompts": {"harmful": str(model.harmful), "harmless": str(model.harmless)},
+        "evaluate": {"tokens": 8, "prompts": 16},
+        "search": {"trials": TRIALS},
+    }
+    folder = model.path.parent
+    work, output = str(folder / "work"), str(folder / "out")
+    recipe = recipe_from_table({**asked, **tables})
+    return Task(recipe=recipe, base="planted:latest", source=str(model.path), work=work, output=output)
+
+
+def go(asked: Task) -> Result:
+    return run(asked, lambda _: None, lambda: False)
+
+
+def told(asked: Task) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(asked.output) / "report.json").read_text())
+    return found
+
+
+def test_it_keeps_to_the_target_with_less_harm_than_the_recipes_own_strengths(tmp_path: Path) -> None:
+    asked = task(plant(tmp_path))
+    result = go(asked)
+    assert result.metrics["refusal_before"] == 1.0
+    assert result.metrics["refusal_after"] == 0.0
+    assert result.metrics["harmless_exact"] == 1.0
+    assert result.short_of_target == 0.0
+    report = told(asked)
+    trials = report["search"]["trials"]
+    assert [trial["number"] for trial in trials] == list(range(TRIALS))
+    (chosen,) = [trial for trial in trials if trial["chosen"]]
+    assert report["search"]["reached"]
+    assert chosen["verified"] == 0.0
+    assert chosen["kl"] <= trials[0]["kl"]
+    assert result.direction["trial"] == chosen["number"]
+    assert result.metrics["tokens_decoded_run"] < 6000
+    # What was chosen is what was written: every layer's strength is in the product's own words.
+    assert report["edit"]["strengths"] != [[1.0, 1.0]] * 4 or chosen["number"] == 0
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    asked = task(plant(tmp_path), evaluate={"prompts": 0, "tokens": 8})
+    elsewhere = tmp_path / "elsewhere"
+    whole = msgspec.structs.replace(asked, work=str(elsewhere / "work"), output=str(elsewhere / "out"))
+    wanted = go(whole)
+    (tmp_path / "task.json").write_bytes(msgspec.json.encode(asked))
+    for message, least in (
+        ("direction: scoring candidates", 0),
+        ("search: weighing single writers", 100),
+        ("search: trying strengths, 17 of 26", 0),
+        ("search: trying strengths, 26 of 26", 200),
+        ("search: asking what was written", 0),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(tmp_path / "task.json"), message, str(least)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == -signal.SIGKILL, (message, done.stderr[-1500:])
+    seen: list[Progress] = []
+    result = run(asked, seen.append, lambda: False)
+    assert not any("trying strengths" in progress.message for progress in seen), "what had ended was done again"
+    assert result.digest == wanted.digest
+    assert result.direction == wanted.direction
+    assert told(asked)["edit"]["strengths"] == told(whole)["edit"]["strengths"]
+
+
+def test_another_seed_looks_elsewhere_and_another_target_begins_anew(tmp_path: Path) -> None:
+    model = plant(tmp_path)
+    first = task(model, evaluate={"prompts": 0, "tokens": 8})
+    go(first)
+    trials = [trial["parameters"] for trial in told(first)["search"]["trials"]]
+    other = task(model, evaluate={"prompts": 0, "tokens": 8}, search={"trials": TRIALS, "refusal_target": 0.5})
+    go(other)
+    assert told(other)["search"]["refusal_target"] == 0.5
+    prompts = {"harmful": str(model.harmful), "harmless": str(model.harmless), "seed": 1}
+    seeded = task(model, evaluate={"prompts": 0, "tokens": 8}, prompts=prompts)
+    go(seeded)
+    assert [trial["parameters"] for trial in told(seeded)["search"]["trials"]] != trials
+
+
+def test_a_target_out_of_reach_delivers_the_best_and_says_how_far_off(tmp_path: Path) -> None:
+    # The refusal is written in the first layers; the last one alone can't take it back.
+    asked = task(plant(tmp_path), edit={"layers": "3"})
+    result = go(asked)
+    assert (Path(asked.output) / result.product).is_file()
+    assert result.metrics["refusal_after"] == 1.0
+    assert result.short_of_target == pytest.approx(0.97)
+    assert any("no trial kept refusals at 3.0%" in note for note in result.notes)
+    assert not told(asked)["search"]["reached"]
+    assert sum(trial["verified"] is not None for trial in told(asked)["search"]["trials"]) == 3
+
+
+def test_the_command_tells_a_missed_target_by_its_exit_code(tmp_path: Path) -> None:
+    model = plant(tmp_path)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'model = "{model.path}"\n[prompts]\nharmful = "{model.harmful}"\nharmless = "{model.harmless}"\n'
+        '[edit]\nlayers = "3"\n[search]\ntrials = 2\n[evaluate]\nprompts = 0\ntokens = 8\n'
+    )
+    command = [sys.executable, "-m", "abliterated.cli", "work", str(recipe), "--out", str(tmp_path / "out"), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 8, done.stderr
+    assert list((tmp_path / "out").glob("*.gguf"))
+    assert "no trial kept refusals" in done.stderr
+
+
+def test_a_direction_from_a_file_gets_its_strengths_searched(tmp_path: Path) -> None:
+    model = plant(tmp_path)
+    vector = np.zeros(64)
+    vector[REFUSAL] = 1.0
+    given = direction(vector, origin={})
+    write_direction(tmp_path / "given.safetensors", given, {})
+    asked = task(model, direction={"method": "file", "file": str(tmp_path / "given.safetensors")})
+    result = go(asked)
+    assert result.metrics["refusal_after"] == 0.0
+    assert result.direction["digest"] == given.digest()
+    assert len(told(asked)["search"]["trials"]) == TRIALS
+
+
+def test_a_model_that_refuses_nothing_is_left_alone_before_any_trial(tmp_path: Path) -> None:
+    asked = task(plant(tmp_path, refuses=False))
+    seen: list[Progress] = []
+    with pytest.raises(ModelError, match="refuses none of"):
+        run(asked, seen.append, lambda: False)
+    assert "search" not in {progress.stage for progress in seen}
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_fewer_prompts_than_asked_for_are_said(tmp_path: Path) -> None:
+    model = plant(tmp_path)
+    few = tmp_path / "few.txt"
+    few.write_text("\n".join(model.harmful.read_text().splitlines()[::6]) + "\n")
+    asked = task(Planted(model.path, few, model.harmless), evaluate={"prompts": 0, "tokens": 8})
+    result = go(asked)
+    assert any("measured on 16 harmful prompts, not on 128" in note for note in result.notes)
