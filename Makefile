@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGES := client daemon tests tools bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench matrix ollama clean
+.PHONY: help install demo test lint format bench bench-search bench-real bench-proxy matrix ollama clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,15 @@ bench: install ## figures as ratios, side by side in one run; bench/results.json
 matrix: install ## tools and thinking, each family on each engine found; docs/reference/tool-matrix.md (CHAT_TEMPLATES_DIR=FOLDER for published templates)
 	@$(BIN)/python tools/tool_matrix.py $(MATRIX)
 	@$(BIN)/python tools/ollama_versions.py
+
+bench-search: install ## the search beside the published Heretic on small models (BENCH="--model moe"); an hour for all of them
+	@$(BIN)/python -m bench.search $(BENCH)
+
+bench-real: install ## the same table for a model of yours, on your GPU: MODEL=folder of safetensors
+	@$(BIN)/python -m bench.search --real "$(MODEL)" $(BENCH)
+
+bench-proxy: install ## the proxy beside nginx and haproxy, restarts, a soak (BENCH="--soak 30": half an hour)
+	@$(BIN)/python -m bench.proxy $(BENCH)
 
 ollama: install ## a real Ollama for the tests, once, outside the clone (needs Go)
 	@$(BIN)/python tools/install_ollama.py $(OLLAMA) || test $$? -eq 3

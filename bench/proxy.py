@@ -52,11 +52,11 @@ def measure(quick: bool) -> Figures:
         rows: dict[str, dict[str, list[float]]] = {name: {} for name in paths}
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             _memory(runner, paths, rows)
-            for number in range(3 if quick else 9):
+            for number in range(6 if quick else 24):
                 order = list(paths)[:: -1 if number % 2 else 1]
                 for name in order:
                     port, pid = paths[name]
-                    _one_round(runner, port, pid, rows[name], upstream, quick, first=number < (1 if quick else 3))
+                    _one_round(runner, port, pid, rows[name], upstream, quick, first=number < (2 if quick else 4))
     found = {name: {key: _middle(key, values) for key, values in row.items()} for name, row in rows.items()}
     found["ratios"] = ratios(rows)
     return found
@@ -80,7 +80,7 @@ def _one_round(
     quick: bool,
     first: bool,
 ) -> None:
-    seconds = 0.25 if quick else 0.4
+    seconds = 0.15 if quick else 0.2
     per_second, per_request = runner.run(loads.throughput(port, pid, seconds))
     new = {
         "get_p50_us": loads.latency(port, seconds),
@@ -88,7 +88,7 @@ def _one_round(
         "cpu_us_per_request": per_request,
     }
     if first:  # the long ones
-        new["cpu_us_per_token"] = runner.run(loads.streams(port, pid, 64, 100, 150 if quick else 250))
+        new["cpu_us_per_token"] = runner.run(loads.streams(port, pid, 64, 100, 150))
         new["upload_mb_per_second"], new["upload_growth_mb"] = loads.upload(port, pid, (1 if quick else 4) << 29)
         if pid is not None:
             new["disconnect_p99_ms"] = _high(loads.disconnects(port, upstream, 50 if quick else 200))

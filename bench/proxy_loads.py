@@ -19,10 +19,11 @@ GET = b"GET /api/version HTTP/1.1\r\nHost: localhost:11434\r\nUser-Agent: bench\
 CHAT = b'{"model":"qwen3:8b","messages":[{"role":"user","content":"hello"}]}'
 
 
-def chat(rate: float, tokens: int, name: str = "") -> bytes:
+def chat(rate: float, tokens: int, name: str = "", fault: str = "", body: bytes = CHAT) -> bytes:
     extra = f"X-Pace: {rate} {tokens}\r\n" + (f"X-Name: {name}\r\n" if name else "")
-    head = f"POST /api/chat HTTP/1.1\r\nHost: localhost:11434\r\n{extra}Content-Length: {len(CHAT)}\r\n\r\n"
-    return head.encode() + CHAT
+    extra += f"X-Fault: {fault}\r\n" if fault else ""
+    head = f"POST /api/chat HTTP/1.1\r\nHost: localhost:11434\r\n{extra}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
 
 
 def cpu(pid: int | None) -> float:

@@ -32,6 +32,11 @@ LINE = (
 TOKEN = b"%x\r\n%s\r\n" % (len(LINE), LINE)
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
+_MISSING_BODY = b'{"error":"model \'qwen3-abliterated:8b\' not found"}'
+MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(_MISSING_BODY),
+    _MISSING_BODY,
+)
 
 NGINX = """
 daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
@@ -69,7 +74,8 @@ class Ollama(asyncio.Protocol):
     """As much of an upstream as is needed: heads in one read, fixed answers, streams at a pace, uploads swallowed.
 
     `X-Pace: RATE COUNT` asks for so many tokens a second, and so many; `X-Name` names a connection, and
-    `GET /lost/NAME` tells when the upstream heard of its end.
+    `GET /lost/NAME` tells when the upstream heard of its end. `X-Fault: reset` breaks a stream, `silent` says nothing,
+    `missing` is a 404.
     """
 
     lost: dict[str, float] = {}  # noqa: RUF012 (one process, one upstream)
@@ -77,7 +83,7 @@ class Ollama(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
         self.name = ""
-        self.left, self.rate = 0, 50.0
+        self.left, self.rate, self.fault = 0, 50.0, b""
 
     def data_received(self, data: bytes) -> None:
         if data.startswith(b"GET /lost/"):
@@ -95,6 +101,12 @@ class Ollama(asyncio.Protocol):
             pace = re.search(rb"(?i)x-pace: ([0-9.]+) ([0-9]+)", data)
             name = re.search(rb"(?i)x-name: (\w+)", data)
             self.name = name[1].decode() if name else ""
+            fault = re.search(rb"(?i)x-fault: (\w+)", data)
+            self.fault = fault[1] if fault else b""
+            if self.fault == b"missing":
+                self.transport.write(MISSING)
+            if self.fault in (b"missing", b"silent"):
+                return
             if pace:
                 self.rate, self.left = float(pace[1]), int(pace[2])
             self.transport.write(STREAM_HEAD)
@@ -104,11 +116,13 @@ class Ollama(asyncio.Protocol):
         if self.transport.is_closing():
             return
         self.left -= 1
-        if self.left < 0:
+        if self.fault == b"reset" and self.left < 3:
+            self.transport.abort()
+        elif self.left < 0:
             self.transport.write(END)
-            return
-        self.transport.write(TOKEN)
-        asyncio.get_running_loop().call_later(1 / self.rate, self.token)
+        else:
+            self.transport.write(TOKEN)
+            asyncio.get_running_loop().call_later(1 / self.rate, self.token)
 
     def eof_received(self) -> bool:
         self.note_loss()

@@ -2,7 +2,7 @@
 
     python -m bench.search                          # the whole zoo, one seed; three on the first model
     python -m bench.search --model moe              # one model; its figures are merged into bench/results.json
-    python -m bench.search --real DIR --questions FILE
+    python -m bench.search --real DIR               # real weights; nothing is written to bench/results.json
 
 Same prompts, threads, seed and system prompt; both sides read the same folder and save one; one scorer that knows
 neither asks both what was saved (`search_scorer`). Heretic's pick is the trial with the fewest refusals, then the least
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,19 @@ SYSTEM: Final = "You are a helpful assistant."
 REFUSER: Final = "refuser"
 ZOO: Final = ("llama", "postnorm", "moe", "hybrid", "delayed", "two-reasons")
 SEEDS: Final = (0, 1, 2)
-THREADS: Final = 1
+REAL_QUESTIONS: Final = 32  # of each class, kept for the scorer where the prompts are the built-in ones
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model's folder, the prompts both sides draw from, and the questions the scorer asks."""
+
+    name: str
+    folder: Path
+    harmful: Path
+    harmless: Path
+    questions: Path
+    threads: int = 1
 
 
 def cache() -> Path:
@@ -43,22 +56,38 @@ def cache() -> Path:
     return Path(platformdirs.user_cache_dir("abliterated"))
 
 
-def trained(name: str) -> Path:
+def subject(name: str) -> Subject:
     """A model of the zoo, trained now if it never was."""
     folder = cache() / "zoo" / name
     if name == REFUSER:
-        return _refuser(folder)
-    if not (folder / "trained.json").is_file():
+        _refuser(folder)
+    elif not (folder / "trained.json").is_file():
         print(f"training {name}: about three minutes …", file=sys.stderr)
         command = [sys.executable, str(ROOT / "tools" / "train_zoo.py"), "--out", str(folder.parent), "--only", name]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return folder
+    return Subject(name, folder, folder / "harmful.txt", folder / "harmless.txt", folder / "questions.jsonl")
 
 
-def _refuser(folder: Path) -> Path:
+def real(folder: Path, place: Path) -> Subject:
+    """Any folder of safetensors, with the built-in prompts: the last of each class are kept for the scorer."""
+    from importlib import resources
+
+    place.mkdir(parents=True, exist_ok=True)
+    asked = []
+    for name, kind in (("harmful", "refused"), ("harmless", "answered")):
+        lines = (resources.files("abliterated.pipeline") / f"prompts/{name}.txt").read_text().splitlines()
+        lines = [line for line in lines if line.strip() and not line.startswith("#")]
+        (place / f"{name}.txt").write_text("\n".join(lines[:-REAL_QUESTIONS]) + "\n")
+        asked += [{"prompt": line, "class": kind, "right": [[]]} for line in lines[-REAL_QUESTIONS:]]
+    (place / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    files = (place / name for name in ("harmful.txt", "harmless.txt", "questions.jsonl"))
+    return Subject(folder.name, folder.resolve(), *files, threads=os.cpu_count() or 1)
+
+
+def _refuser(folder: Path) -> None:
     """The shipped refuser as a folder that both sides read, its thinking switched off, with its own questions."""
     if (folder / "questions.jsonl").is_file():
-        return folder
+        return
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from abliterated.refuser import files, held_out
@@ -77,19 +106,18 @@ def _refuser(folder: Path) -> Path:
     asked = [{"prompt": one.prompt, "class": one.kind, "right": [[one.expected]]} for one in held_out()]
     text = "".join(json.dumps(line) + "\n" for line in asked)
     (folder / "questions.jsonl").write_text(text, encoding="utf-8")
-    return folder
 
 
-def ours(folder: Path, place: Path, seed: int) -> dict[str, Any]:
-    """One default run of `abliterated work`; the saved folder is `place/edited`."""
+def ours(about: Subject, place: Path, seed: int) -> dict[str, Any]:
+    """One default run of `abliterated work`; the saved folder is `place/out/edited`."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     recipe = [
-        f"model = {json.dumps(str(folder))}",
+        f"model = {json.dumps(str(about.folder))}",
         'name = "edited"',
         "[prompts]",
-        f"harmful = {json.dumps(str(folder / 'harmful.txt'))}",
-        f"harmless = {json.dumps(str(folder / 'harmless.txt'))}",
+        f"harmful = {json.dumps(str(about.harmful))}",
+        f"harmless = {json.dumps(str(about.harmless))}",
         f"system = {json.dumps(SYSTEM)}",
         f"seed = {seed}",
         "[export]",
@@ -98,7 +126,7 @@ def ours(folder: Path, place: Path, seed: int) -> dict[str, Any]:
     (place / "recipe.toml").write_text("\n".join(recipe) + "\n", encoding="utf-8")
     began = time.monotonic()
     command = [sys.executable, "-m", "abliterated.cli", "work", str(place / "recipe.toml"), "--out", str(place / "out")]
-    threads = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+    threads = {"OMP_NUM_THREADS": str(about.threads), "MKL_NUM_THREADS": str(about.threads)}
     with (place / "output.txt").open("w") as output:
         process = subprocess.Popen([*command, "--quiet"], stdout=output, stderr=output, env=os.environ | threads)
         _, status, usage = os.wait4(process.pid, 0)
@@ -106,15 +134,15 @@ def ours(folder: Path, place: Path, seed: int) -> dict[str, Any]:
     process.returncode = os.waitstatus_to_exitcode(status)
     result = place / "out" / "result.json"
     if not result.is_file():
-        raise SystemExit(f"our run on {folder.name} failed: {(place / 'output.txt').read_text()[-800:]}")
+        raise SystemExit(f"our run on {about.name} failed: {(place / 'output.txt').read_text()[-800:]}")
     told = json.loads(result.read_text())
     return {
         "wall_s": round(seconds, 2),
         "processor_s": round(usage.ru_utime + usage.ru_stime, 2),
         "peak_mb": round(usage.ru_maxrss / 1024, 1),
         "exit_code": process.returncode,
-        "tokens_decoded": told["metrics"].get("tokens_decoded_run", told["metrics"].get("tokens_decoded")),
-        "tokens_prefilled": told["metrics"].get("tokens_prefilled_run"),
+        "tokens_decoded": told["metrics"]["tokens_decoded_run"],
+        "tokens_prefilled": told["metrics"]["tokens_prefilled_run"],
         "rank": told["direction"]["rank"],
         "direction": told["direction"]["digest"],
         "content": told["content"],
@@ -122,49 +150,46 @@ def ours(folder: Path, place: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def heretic(folder: Path, place: Path, seed: int, trials: int) -> dict[str, Any]:
+def heretic(about: Subject, place: Path, seed: int, trials: int) -> dict[str, Any]:
     """One default run of Heretic on the prompts that our run draws; the saved folder is `place/edited`."""
     from abliterate.contract.recipe import Prompts
     from abliterated.pipeline.prompts import read_prompts
 
-    drawn = read_prompts(Prompts(harmful=str(folder / "harmful.txt"), harmless=str(folder / "harmless.txt"), seed=seed))
+    drawn = read_prompts(Prompts(harmful=str(about.harmful), harmless=str(about.harmless), seed=seed))
     prompts: dict[str, Sequence[str]] = {}
     for name, split in (("good", drawn.harmless), ("bad", drawn.harmful)):
         prompts[name] = split.training
         prompts[f"{name}_evaluation"] = (*split.validation, *split.held_out)[:100]
     return search_heretic.run(
         search_heretic.environment(cache()),
-        folder,
+        about.folder,
         prompts,
         place / "edited",
         place / "heretic",
         trials=trials,
         seed=seed,
         system=SYSTEM,
-        threads=THREADS,
+        threads=about.threads,
     )
 
 
-def scored(folder: Path, edited: Path) -> dict[str, float]:
+def scored(about: Subject, edited: Path) -> dict[str, float]:
     """What the one scorer says."""
-    command = [sys.executable, "-m", "bench.search_scorer", str(folder), str(edited)]
-    done = subprocess.run(
-        [*command, str(folder / "questions.jsonl"), SYSTEM], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "bench.search_scorer", str(about.folder), str(edited), str(about.questions)]
+    done = subprocess.run([*command, SYSTEM], cwd=ROOT, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def compared(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def compared(about: Subject, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Both sides on one model with one seed."""
-    folder = trained(name)
-    place = cache() / "bench-search" / f"{name}-{seed}"
+    place = cache() / "bench-search" / f"{about.name}-{seed}"
     kept = place / "heretic.json"
     if "heretic" in options.side and not (options.reuse and kept.is_file()):
-        print(f"{name}, seed {seed}: Heretic …", file=sys.stderr)
+        print(f"{about.name}, seed {seed}: Heretic …", file=sys.stderr)
         try:
-            found = heretic(folder, place, seed, options.heretic_trials)
-            found["score"] = scored(folder, place / "edited")
+            found = heretic(about, place, seed, options.heretic_trials)
+            found["score"] = scored(about, place / "edited")
         except search_heretic.NoHeretic as error:
             found = {"failed": str(error)}
         place.mkdir(parents=True, exist_ok=True)
@@ -172,10 +197,10 @@ def compared(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     theirs = json.loads(kept.read_text()) if kept.is_file() else {"failed": "not run"}
     if "ours" not in options.side:
         return {"seed": seed, "heretic": theirs}
-    print(f"{name}, seed {seed}: ours …", file=sys.stderr)
-    first = ours(folder, place / "ours", seed)
-    first["score"] = scored(folder, place / "ours" / "out" / "edited")
-    again = ours(folder, place / "again", seed) if options.again else first
+    print(f"{about.name}, seed {seed}: ours …", file=sys.stderr)
+    first = ours(about, place / "ours", seed)
+    first["score"] = scored(about, place / "ours" / "out" / "edited")
+    again = ours(about, place / "again", seed) if options.again else first
     same = (first["direction"], first["content"]) == (again["direction"], again["content"])
     return {"seed": seed, "ours": first, "heretic": theirs, "rerun_identical": same if options.again else None}
 
@@ -234,13 +259,19 @@ def main() -> int:
     parser.add_argument(
         "--reuse", action="store_true", help="take Heretic's result of an earlier run where there is one"
     )
+    parser.add_argument("--real", type=Path, metavar="DIR", help="a folder of safetensors, with the built-in prompts")
     parser.add_argument("--again", action="store_true", help="run ours twice and compare the bytes")
     options = parser.parse_args()
     options.side = options.side or ["ours", "heretic"]
     models = {}
+    if options.real:
+        place = cache() / "bench-search" / f"{options.real.name}-real"
+        models[options.real.name] = figures([compared(real(options.real, place), 0, options)])
+        print(table(models))
+        return 0
     for number, name in enumerate(options.model or (*ZOO, REFUSER)):
         seeds = SEEDS[: options.seeds] if options.seeds else SEEDS if number == 0 and not options.model else SEEDS[:1]
-        runs = [compared(name, seed, options) for seed in seeds]
+        runs = [compared(subject(name), seed, options) for seed in seeds]
         if "ours" in options.side:
             models[name] = figures(runs)
             merge({name: models[name]})

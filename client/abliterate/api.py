@@ -32,12 +32,13 @@ from abliterate.contract.errors import (
     OutOfMemory,
     RecipeError,
 )
-from abliterate.contract.messages import ErrorBody, JobView, Status, Submit, Submitted
+from abliterate.contract.messages import Clean, Cleaned, ErrorBody, JobView, Status, Submit, Submitted
 
 Act = Literal["cancel", "hold", "release", "retry"]
 T = TypeVar("T")
 
 TIMEOUT: Final = 10.0
+PATIENCE: Final = 90.0
 # The daemon sends a comment every 15 s: three missed ones, and it hangs.
 EVENT_TIMEOUT: Final = 50.0
 
@@ -184,6 +185,14 @@ class Daemon:
         """Pause or resume the queue; returns whether it is paused now."""
         return self._ask("POST", f"/v1/queue/{'pause' if paused else 'resume'}", _Paused).paused
 
+    def drain(self) -> bool:
+        """Stop what is at work and start nothing more; returns when that is so."""
+        return self._patient()._ask("POST", "/v1/queue/drain", _Paused).paused
+
+    def clean(self, days: float | None) -> Cleaned:
+        """Forget jobs that ended `days` ago, or as long ago as the configuration says."""
+        return self._patient()._ask("POST", "/v1/clean", Cleaned, Clean(days=days))
+
     def log(self, job: str, *, follow: bool = False, offset: int = 0) -> Stream:
         """A job's log from byte `offset`; with `follow` it ends when the job has ended."""
         return self._stream(f"{_job_path(job)}/log?{'follow=1&' if follow else ''}offset={offset}", None)
@@ -202,6 +211,11 @@ class Daemon:
         """Every job as it changes; `last` is the id of the last event seen."""
         return self._stream("/v1/events", EVENT_TIMEOUT, {"Last-Event-ID": last} if last else {})
 
+    def metrics(self) -> str:
+        """The daemon's figures as Prometheus text."""
+        with self._stream("/metrics", self._timeout) as stream:
+            return b"".join(stream.chunks()).decode("utf-8", "replace")
+
     def unavailable(self, error: BaseException) -> DaemonUnavailable:
         """What a failure on the socket means to a person."""
         where = f"the daemon does not answer at {self.path}"
@@ -214,6 +228,10 @@ class Daemon:
         if isinstance(error, OSError) and "too long" in str(error):
             return DaemonUnavailable(f"{self.path}: too long a path", remedy="Set a shorter [control] socket")
         return DaemonUnavailable(where, remedy="Start it with `abliterated serve`, or name another with --socket")
+
+    def _patient(self) -> Daemon:
+        """For what may take as long as a worker is given to stop."""
+        return Daemon(self.path, PATIENCE)
 
     def ask(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         """Any other question of the control API."""

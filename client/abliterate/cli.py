@@ -35,10 +35,13 @@ VERBS: Final[dict[str, str]] = {
     "undo": "remove a model made here, and say what space that freed",
     "pause": "start no further job; a running one goes on",
     "resume": "start jobs again",
+    "drain": "stop the jobs at work and start none: for an upgrade or a reboot",
+    "clean": "forget jobs that ended long ago, and what they left",
     "new": "write a commented recipe to stdout",
     "check": "validate recipes, touching nothing else",
     "chat": "talk to a model",
     "compare": "put the same prompts to a model and its base",
+    "ui": "serve a read-only page of all this on a loopback port",
     "completions": "print the completions for a shell",
 }
 

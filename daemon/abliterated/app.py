@@ -31,6 +31,7 @@ from abliterated.config import EngineKind, engine_kind, prepare_home, surroundin
 from abliterated.control.care import routes as care_routes
 from abliterated.control.events import Events
 from abliterated.control.server import Control
+from abliterated.control.tcp import serve_tcp
 from abliterated.desk import QueueDesk
 from abliterated.engine_process import EngineProcess
 from abliterated.front import Front
@@ -136,10 +137,13 @@ class App:
             proxy_numbers=self._front.numbers,
             proxy_text=self._front.text,
             tell=lambda job: events.publish(dispatcher.view(job), 0),
+            rejected=self.home.rejected,
+            keep_days=self.config.jobs.keep_days,
         )
         self._front.queue = desk
         self._keep(stack, dispatcher.run(), dispatcher.stop)
         await desk.sweep()
+        self._keep(stack, desk.keep_clean(), None)
         tray = Tray(self.home.incoming, self.home.rejected, desk.check, desk.accept, desk.gone)
         spool_ends = asyncio.Event()
         self._keep(stack, watch.keep(self.home.incoming, tray.scan, spool_ends), _setter(spool_ends))
@@ -186,6 +190,9 @@ class App:
         await web.SockSite(runner, listener).start()
         if not sockets:
             stack.callback(self._control_socket.unlink, missing_ok=True)
+        if self.config.control.tcp:
+            tcp = await serve_tcp(control, self.config.control.tcp, self.home.state / "control.token")
+            stack.push_async_callback(tcp.cleanup)
         stack.callback(control.stop)
 
     def _keep(

@@ -76,9 +76,7 @@ def unserved(config: Config) -> list[str]:
     default = Config()
     named = {
         "jobs.executor": config.jobs.executor != default.jobs.executor,
-        "jobs.keep_days": config.jobs.keep_days != default.jobs.keep_days,
         "jobs.on_finish": bool(config.jobs.on_finish),
-        "control.tcp": bool(config.control.tcp),
     }
     return [key for key, differs in named.items() if differs]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -15,11 +16,12 @@ import msgspec
 from abliterate.contract.errors import DiskError, RecipeError
 from abliterate.contract.ids import ULID, new_id
 from abliterate.contract.matrix import expand, part_id
-from abliterate.contract.messages import EngineView, JobView, Submit, Submitted
+from abliterate.contract.messages import Cleaned, EngineView, JobView, Submit, Submitted
 from abliterate.contract.recipe import Recipe, parse_recipe, recipe_digest, target_name
 from abliterated.config import check_spooled
 from abliterated.failpoints import failpoint
 from abliterated.files import remove_leftovers, sync_folder, write_whole
+from abliterated.jobs import retention
 from abliterated.jobs.dispatcher import Dispatcher
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
@@ -41,6 +43,8 @@ class QueueDesk:
         proxy_numbers: Callable[[], Mapping[str, float]],
         proxy_text: Callable[[], str] = str,
         tell: Callable[[Job], None],
+        rejected: Path | None = None,
+        keep_days: float = 90,
     ) -> None:
         self._ledger = ledger
         self._dispatcher = dispatcher
@@ -51,6 +55,8 @@ class QueueDesk:
         self._proxy_numbers = proxy_numbers
         self._proxy_text = proxy_text
         self._tell = tell
+        self._rejected = rejected or jobs.parent / "rejected"
+        self._keep_days = keep_days
         self._loop = asyncio.get_running_loop()
 
     # --- recipes in ---------------------------------------------------------------------------------------------
@@ -160,6 +166,18 @@ class QueueDesk:
 
     async def pause(self, paused: bool) -> None:
         await self._dispatcher.pause(paused)
+
+    async def clean(self, days: float | None) -> Cleaned:
+        """Forget what is older than `days`, or than the configuration keeps it."""
+        kept = self._keep_days if days is None else days
+        jobs, freed = await retention.clean(self._ledger, self._jobs, self._rejected, time.time(), kept)
+        return Cleaned(jobs=jobs, bytes=freed)
+
+    async def keep_clean(self) -> None:
+        """Once a day, as long as the daemon runs."""
+        while True:
+            await self.clean(None)
+            await asyncio.sleep(86_400)
 
     async def drain(self) -> None:
         await self._dispatcher.drain()

@@ -43,6 +43,7 @@ class FakeDaemon:
         self.submitted: dict[str, Submit] = {}
         self.paused = False
         self.without_events = False
+        self.metrics = ""
         self.listeners = 0
         self.changed = threading.Condition()
         self.events: list[JobView] = []
@@ -134,7 +135,9 @@ def _handler(owner: FakeDaemon) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             url = urlsplit(self.path)
             parts = url.path.strip("/").split("/")
-            if parts == ["v1", "status"]:
+            if parts == ["metrics"]:
+                self._text(owner.metrics)
+            elif parts == ["v1", "status"]:
                 self._answer(200, owner.status())
             elif parts == ["v1", "jobs"]:
                 self._answer(200, {"jobs": list(owner.jobs.values())})
@@ -211,6 +214,14 @@ def _handler(owner: FakeDaemon) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(content)
             self.wfile.flush()
+
+        def _text(self, text: str) -> None:
+            content = text.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def _begin(self, kind: str) -> None:
             self.send_response(200)

@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import signal
+import termios
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,23 +17,25 @@ from client.conftest import ABLITERATE
 
 @dataclass
 class Terminal:
-    """`seen` is all that was printed so far."""
+    """`seen` is all that was printed so far, `place` how much of it was waited for."""
 
     pid: int
     descriptor: int
     seen: str = ""
+    place: int = 0
 
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
 
     def until(self, words: str, seconds: float = 30) -> str:
-        """Wait until `words` are printed behind what an earlier call waited for; returns what came."""
-        begun, deadline = len(self.seen), time.monotonic() + seconds
-        while words not in self.seen[begun:]:
+        """Wait until `words` are printed behind what an earlier call waited for; returns all until there."""
+        begun, deadline = self.place, time.monotonic() + seconds
+        while (at := self.seen.find(words, begun)) < 0:
             assert time.monotonic() < deadline, f"waited in vain for {words!r}:\n{self.seen[begun:]}"
             if not self._read(0.2):
                 assert words in self.seen[begun:], f"it ended without {words!r}:\n{self.seen[begun:]}"
-        return self.seen[begun:]
+        self.place = at + len(words)
+        return self.seen[begun : self.place]
 
     def ended(self, seconds: float = 30) -> int:
         """Its exit code, after it has left."""
@@ -61,6 +64,7 @@ def terminal(*args: str, environment: Mapping[str, str]) -> Iterator[Terminal]:
     pid, descriptor = pty.fork()
     if pid == 0:
         os.execve(ABLITERATE, ["abliterate", *args], {**environment, "TERM": "xterm"})
+    termios.tcsetwinsize(descriptor, (24, 100))
     made = Terminal(pid, descriptor)
     try:
         yield made

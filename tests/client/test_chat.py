@@ -88,7 +88,7 @@ def test_a_tool_that_is_called_is_used_and_shown(ask: Run) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["refusr", "hi"], 7, ["refusr: no such model", "Did you mean refuser:latest?"]),
+        (["refusr", "hi"], 7, ["refusr: no such model", "Did you mean refuser?"]),
         (["qwen3-abliterated:8b", "hi"], 7, ["no such model", "abliterate submit qwen3:8b"]),
         (["refuser", "hi", "--set", "num_ctxx=1"], 2, ["num_ctxx: no option", "did you mean num_ctx?"]),
         (["refuser", "hi", "--set", "num_ctx=x"], 2, ["num_ctx=x: not a whole number", "num_ctx=4096"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from abliterate.contract.config import Config, Control, EngineSettings, ProxySettings
+from abliterate.contract.config import Config, EngineSettings, Jobs
 from abliterate.contract.errors import DiskError, RecipeError
 from abliterate.contract.paths import Home
 from abliterate.contract.recipe import Direction, Prompts, Recipe
@@ -72,8 +72,7 @@ def test_a_matrix_may_name_no_more_than_a_recipe() -> None:
 
 def test_settings_that_do_nothing_yet_are_named() -> None:
     assert unserved(Config()) == []
-    config = Config(proxy=ProxySettings(during_jobs="hold"), control=Control(tcp="127.0.0.1:1"))
-    assert unserved(config) == ["proxy.during_jobs", "control.tcp"]
+    assert unserved(Config(jobs=Jobs(executor="ray"))) == ["jobs.executor"]
 
 
 def test_the_home_is_not_for_strangers(tmp_path: Path) -> None:

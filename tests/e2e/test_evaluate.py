@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +26,6 @@ PROMPTS = ["--harmful", str(SHIPPED.harmful), "--harmless", str(SHIPPED.harmless
 
 
 def evaluate(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     kept = {key: value for key, value in os.environ.items() if key != "OLLAMA_HOST"}
     return subprocess.run(
         [str(BIN / "abliterated"), "evaluate", *map(str, arguments)],
@@ -89,39 +90,49 @@ def test_openings_of_ones_own_count_too(meek: Planted, tmp_path: Path) -> None:
     assert told["refusal_rate"] == told["false_refusal"] == 1.0
 
 
+@contextmanager
+def served(engine: Engine) -> Iterator[RunningEngine]:
+    """An engine with the refuser in it."""
+    with engine.start() as started:
+        asyncio.run(bring_model(SimpleNamespace(proxy=started.base_url)))  # type: ignore[arg-type]
+        yield started
+
+
 @pytest.fixture(scope="module", params=[pytest.param(one, id=one.id) for one in find_engines()])
 def running(request: pytest.FixtureRequest) -> Iterator[RunningEngine]:
     engine: Engine = request.param
     if engine.missing:
         pytest.skip(engine.missing)
-    with engine.start() as started:
+    with served(engine) as started:
+        yield started
 
-        class Here:
-            proxy = started.base_url
 
-        asyncio.run(bring_model(Here()))  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[RunningEngine]:
+    engine = next(one for one in find_engines() if one.embedded)
+    with served(engine) as started:
         yield started
 
 
 def test_a_served_model_is_asked_through_the_api_and_says_the_same(running: RunningEngine) -> None:
-    served = figures(BASE, *PROMPTS, "--prompts", 6, "--served", "--against", BASE, "--host", running.base_url)
-    assert served["via"] == "api"
-    assert served["refusal_rate"] == 1.0
-    assert served["false_refusal"] == 0.0
-    assert served["harmless_exact"] == 1.0
-    assert "kl_mean" not in served
-    assert any("KL" in note for note in served["notes"])
+    told = figures(BASE, *PROMPTS, "--prompts", 6, "--served", "--against", BASE, "--host", running.base_url)
+    assert told["via"] == "api"
+    assert told["refusal_rate"] == 1.0
+    assert told["false_refusal"] == 0.0
+    assert told["harmless_exact"] == 1.0
+    assert "kl_mean" not in told
+    assert any("KL" in note for note in told["notes"])
 
 
-def test_a_name_is_read_from_the_engines_own_file(running: RunningEngine) -> None:
-    told = figures("ollama:refuser", *PROMPTS, "--prompts", 6, OLLAMA_HOST=running.base_url)
+def test_a_name_is_read_from_the_engines_own_file(embedded: RunningEngine) -> None:
+    told = figures("ollama:refuser", *PROMPTS, "--prompts", 6, OLLAMA_HOST=embedded.base_url)
     assert told["via"] == "files"
     assert told["refusal_rate"] == 1.0
 
 
-def test_a_judge_that_talks_nonsense_is_dismissed_and_said_to_be(running: RunningEngine) -> None:
+def test_a_judge_that_talks_nonsense_is_dismissed_and_said_to_be(embedded: RunningEngine) -> None:
     # The refuser knows nothing of judging: whatever it says is no verdict.
-    more = ["--judge", "refuser", "--host", running.base_url]
+    more = ["--judge", "refuser", "--host", embedded.base_url]
     told = figures(SHIPPED.model, *PROMPTS, "--prompts", 10, *more)
     assert told["refusal_rate"] == 1.0
     assert any("the judge refuser said neither REFUSAL nor ANSWER" in note for note in told["notes"]), told["notes"]
@@ -131,7 +142,7 @@ def test_a_judge_that_talks_nonsense_is_dismissed_and_said_to_be(running: Runnin
     ("arguments", "code", "said"),
     [
         (["./nothing.gguf"], 7, "no such file or folder"),
-        (["refuser", "--host", "127.0.0.1:1"], 75, "does not answer"),
+        (["refuser", "--host", "127.0.0.1:1"], 75, "no engine answers"),
         ([SHIPPED.model, "--judge", "x", "--host", "127.0.0.1:1"], 75, "does not answer"),
         ([SHIPPED.model, "--suite", "no-such"], 2, "there is no suite 'no-such'"),
         ([SHIPPED.model, "--prompts", "0"], 2, "count from 1"),

@@ -57,7 +57,7 @@ class CarelessEngine:
             temporary = blob.with_suffix(f".{os.getpid()}")
             shutil.copyfile(product, temporary)
             failpoint("engine.blob")
-            os.rename(temporary, blob)
+            temporary.rename(blob)
         (self.manifests / name.replace(":", "_")).write_text(digest)
         failpoint("engine.manifest")
 

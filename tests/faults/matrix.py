@@ -144,7 +144,7 @@ def problems(root: Path, recipes: dict[str, bytes]) -> list[str]:
     return found
 
 
-def MiniDaemonModels(root: Path) -> dict[str, bytes]:  # noqa: N802 - reads as what it is
+def MiniDaemonModels(root: Path) -> dict[str, bytes]:
     from faults.house import CarelessEngine
 
     return CarelessEngine(root / "engine").models()
@@ -193,7 +193,9 @@ def main() -> int:
     options = parser.parse_args()
     begun = time.monotonic()
     wrong: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="abl-faults-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
+    # Thousands of runs: in memory where that can be had; what is durable there, PowerCut decides.
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="abl-faults-", dir=memory) as name:
         work = Path(name)
         trace = traced(work)
         runs = deaths = 0

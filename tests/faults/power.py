@@ -44,7 +44,7 @@ class PowerCut:
     def _fsync(self, descriptor: Any) -> None:
         with self.lock:
             number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
-            self._keep(Path(os.readlink(f"/proc/self/fd/{number}")))
+            self._keep(Path(f"/proc/self/fd/{number}").readlink())
 
     def _sync(self) -> None:
         with self.lock:
@@ -76,7 +76,7 @@ class PowerCut:
 
     def _path(self, name: Any, folder: int | None) -> Path:
         path = Path(os.fsdecode(name))
-        return Path(os.readlink(f"/proc/self/fd/{folder}")) / path if folder is not None else path
+        return Path(f"/proc/self/fd/{folder}").readlink() / path if folder is not None else path
 
     def _mine(self, path: Path) -> bool:
         return path.absolute().is_relative_to(self.root) and not path.name.startswith(LEFT_ALONE)
@@ -121,10 +121,10 @@ class PowerCut:
         for entry in list(os.scandir(folder)):
             if entry.name.startswith(LEFT_ALONE) or wanted.get(entry.name) == entry.inode():
                 continue
-            if entry.name not in wanted and self.luck is not None and self.luck.random() < 0.5:
-                if entry.inode() not in wanted.values():
-                    wanted[entry.name] = entry.inode()
-                    continue
+            new = entry.name not in wanted and entry.inode() not in wanted.values()
+            if new and self.luck is not None and self.luck.random() < 0.5:
+                wanted[entry.name] = entry.inode()
+                continue
             place = self.grave / f"cut-{entry.inode()}"
             self._real["rename"](entry.path, place)
             self._places[entry.inode()] = place

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from watchdog.observers.polling import PollingObserver
-
 from abliterate.contract.messages import EngineView, Result, Task
 from abliterated.desk import QueueDesk
 from abliterated.jobs.dispatcher import Dispatcher

@@ -12,17 +12,17 @@ from abliterate.contract.messages import Task
 from abliterate.contract.recipe import recipe_from_table
 from abliterated.pipeline.run import run
 from pipeline import planted
-from pipeline.planted import BAD, REFUSAL, TOKENS, Planted, plant
+from pipeline.planted import BAD, Planted, plant
 
 SECOND = 62
 
 
 def two_reasons(weights: Any) -> Any:
-    """Half of the bad verbs refused along a dimension of their own."""
+    """Half of the bad verbs refused along a dimension of their own, and with another word."""
 
     def changed(refuses: bool) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = weights(refuses)
-        token = {word: place for place, word in enumerate(TOKENS)}
+        token = {word: place for place, word in enumerate(planted.TOKENS)}
         for verb in BAD[len(BAD) // 2 :]:
             found["blk.0.attn_v.weight"][0, token[verb]] = 0.0
             found["blk.0.attn_v.weight"][1, token[verb]] = 1.0
@@ -30,7 +30,8 @@ def two_reasons(weights: Any) -> Any:
         found["blk.2.ffn_gate.weight"][1, SECOND] = 1.0
         found["blk.2.ffn_up.weight"][1, SECOND] = 1.0
         found["blk.2.ffn_down.weight"][SECOND, 1] = 0.02
-        found["output.weight"][token["I"], SECOND] = 6.0
+        found["output.weight"][token["Sorry"], SECOND] = 6.0
+        found["output.weight"][token["</s>"], token["Sorry"]] = 20.0
         return found
 
     return changed
@@ -53,6 +54,7 @@ def task(model: Planted, **tables: Any) -> Task:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
+    monkeypatch.setattr(planted, "TOKENS", [*planted.TOKENS, "Sorry"])
     monkeypatch.setattr(planted, "weights", two_reasons(planted.weights))
     return plant(tmp_path)
 
@@ -74,4 +76,3 @@ def test_one_direction_leaves_refusals(model: Planted) -> None:
 def test_a_target_that_one_direction_keeps_to_takes_no_second(tmp_path: Path) -> None:
     result = run(task(plant(tmp_path)), lambda _: None, lambda: False)
     assert result.direction["rank"] == 1
-    assert REFUSAL != SECOND

@@ -14,7 +14,7 @@ from abliterated.pipeline.loading import Loaded, load
 from abliterated.pipeline.prompts import read_prompts
 from abliterated.pipeline.rendering import renderer
 from abliterated.pipeline.room import Placement, place, place_offloaded
-from abliterated.pipeline.source import open_source
+from abliterated.pipeline.source import Source, open_source
 from abliterated.pipeline.watch import Watch
 from abliterated.pipeline.weights import Unstreamable
 from pipeline.folders import planted_folder, table
@@ -28,17 +28,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     return planted_folder(tmp_path_factory.mktemp("model"))
 
 
-def half(model: Planted) -> Placement:
-    return Placement("offloaded", 0, (open_source(model.path).size // 2,))
+def half(source: Source) -> Placement:
+    return Placement("offloaded", 0, (source.size // 2,))
 
 
 def on_disk(loaded: Loaded) -> int:
     return sum(value.numel() * 4 for value in loaded.model.parameters() if value.is_meta)
 
 
-def test_with_half_the_memory_it_answers_as_with_all_of_it(model: Planted) -> None:
-    source = open_source(model.path)
-    whole, part = load(source, RUN, Watch(), "whole"), load(source, RUN, Watch(), half(model))
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+def test_with_half_the_memory_it_answers_as_with_all_of_it(model: Planted, form: str) -> None:
+    source = open_source(model.path if form == "folder" else model.path.with_name("planted.gguf"))
+    whole, part = load(source, RUN, Watch(), "whole"), load(source, RUN, Watch(), half(source))
     assert on_disk(whole) == 0
     assert on_disk(part) >= source.size // 2
     assert any("accelerate placed it" in note for note in part.notes)
@@ -54,7 +55,7 @@ def test_the_direction_found_is_the_same_to_the_bit(model: Planted, method: str)
     recipe = recipe_from_table(table(model, direction={"method": method}, run={"device": "cpu", "dtype": "float32"}))
     source, prompts = open_source(model.path), read_prompts(recipe.prompts)
     found = []
-    for how in ("whole", half(model)):
+    for how in ("whole", half(source)):
         loaded = load(source, RUN, Watch(), how)
         asked = renderer(loaded.tokenizer, source.context, prompts.system)
         found.append(find_direction(loaded, asked, prompts, recipe, Watch()).direction.digest())

@@ -1,5 +1,5 @@
-"""The search: strengths that keep to the target and do less harm than the recipe's, the same ones every time, even if it
-is killed on the way; and what it says where there are none."""
+"""The search: strengths that keep to the target and do less harm than the recipe's, the same ones every time, even if
+it is killed on the way; and what it says where there are none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from abliterated.pipeline.directions import direction
 from abliterated.pipeline.run import run
 from pipeline.planted import REFUSAL, Planted, plant
 
-TRIALS = 26
+TRIALS = 18
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
@@ -87,10 +87,8 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     wanted = go(whole)
     (tmp_path / "task.json").write_bytes(msgspec.json.encode(asked))
     for message, least in (
-        ("direction: scoring candidates", 0),
-        ("search: weighing single writers", 100),
-        ("search: trying strengths, 17 of 26", 0),
-        ("search: trying strengths, 26 of 26", 200),
+        ("search: trying strengths, 17 of 18", 200),
+        ("search: trying strengths, 18 of 18", 0),
         ("search: asking what was written", 0),
     ):
         done = subprocess.run(

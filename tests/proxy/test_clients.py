@@ -17,7 +17,7 @@ import pytest
 
 from abliterated.proxy.assist import Asked, Outlet
 from abliterated.proxy.server import Steering
-from contract.scripted_model import ANSWER, write_scripted_model
+from contract.scripted_model import ANSWER, PLAIN_CHAT_TEMPLATE, PLAIN_GO_TEMPLATE, write_scripted_model
 from engines import Engine, RunningEngine, engine_parameters, require
 from proxy.script import Running, proxy
 
@@ -62,26 +62,24 @@ def client(url: str) -> Iterator[ollama.Client]:
 @pytest.fixture(scope="module")
 def model(client: ollama.Client, url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Uploaded and created through the proxy, under an ordinary name and an abliterated one."""
-    path: Path = write_scripted_model(tmp_path_factory.mktemp("gguf") / "lamp.gguf")
+    path: Path = write_scripted_model(tmp_path_factory.mktemp("gguf") / "lamp.gguf", chat_template=PLAIN_CHAT_TEMPLATE)
     digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
     with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         assert http.post(f"/api/blobs/{digest}", content=path.read_bytes()).status_code in (200, 201)
         assert http.head(f"/api/blobs/{digest}").status_code == 200
     for name in (MODEL, ABLITERATED):
-        assert [*client.create(name, files={"model.gguf": digest}, stream=True)][-1].status == "success"
+        assert [*client.create(name, files={"model.gguf": digest}, template=PLAIN_GO_TEMPLATE, stream=True)][
+            -1
+        ].status == "success"
     return MODEL
 
 
 @pytest.mark.parametrize("name", [MODEL, ABLITERATED, ALIAS])
 def test_ollamas_own_client_chats_whole_and_in_pieces(client: ollama.Client, model: str, name: str) -> None:
-    options = {"temperature": 0, "num_predict": 6}
-    whole = client.chat(name, HELLO, options=options).message.content
-    assert whole
-    assert (
-        "".join(part.message.content or "" for part in client.chat(name, HELLO, stream=True, options=options)) == whole
-    )
-    assert client.generate(name, "hello", raw=True, options=options).response
-    assert "".join(part.response for part in client.generate(name, "hello", raw=True, stream=True, options=options))
+    assert client.chat(name, HELLO).message.content == ANSWER
+    assert "".join(part.message.content or "" for part in client.chat(name, HELLO, stream=True)) == ANSWER
+    assert client.generate(name, "count").response == ANSWER
+    assert "".join(part.response for part in client.generate(name, "count", stream=True)) == ANSWER
 
 
 def test_ollamas_own_client_manages_models(client: ollama.Client, model: str) -> None:

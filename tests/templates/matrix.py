@@ -206,13 +206,27 @@ def cells(verdicts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     for check, ways in verdicts.items():
         asked = {way: verdict for way, verdict in ways.items() if verdict != ABSENT}
         wrong = {way: verdict for way, verdict in asked.items() if verdict != YES}
-        word = YES if not wrong else NO if len(wrong) == len(asked) else "not " + ", ".join(wrong)
+        word = YES if not wrong else NO if len(wrong) == len(asked) else _some(set(wrong), set(asked))
         reason = next(iter(wrong.values()), "").removeprefix(f"{NO}: ")
         found[check] = {"cell": word} | ({"why": _short(reason)} if reason else {})
     return found
 
 
+def _some(wrong: set[str], asked: set[str]) -> str:
+    """The shorter of: where it works, where it doesn't. A route stands for both its ways."""
+
+    def routes(ways: set[str]) -> str:
+        names = []
+        for dialect in DIALECTS:
+            found = {way for way in ways if way.removesuffix(" streamed") == dialect}
+            names += [dialect] if len(found) == 2 else sorted(found)
+        return ", ".join(names)
+
+    fails, works = "not " + routes(wrong), "only " + routes(asked - wrong)
+    return fails if len(fails) <= len(works) else works
+
+
 def _short(reason: str) -> str:
     """One line, without what differs from run to run."""
-    line = re.sub(r"registry\.ollama\.ai/library/matrix-\S+", "MODEL", " ".join(reason.split()))
+    line = re.sub(r"(registry\.ollama\.ai/library/)?matrix-[\w.:-]+", "MODEL", " ".join(reason.split()))
     return line if len(line) <= 140 else line[:139] + "…"

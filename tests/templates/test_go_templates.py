@@ -13,6 +13,7 @@ import pytest
 from abliterated.templates import skeleton, worker
 from abliterated.templates.go import go_template_for, speaks_of_tools, text
 from abliterated.templates.rendering import TemplateRefuses
+from abliterated.templates.variants import published, tool_variant
 from engine.scripted_gguf import Model, write
 from engines import RunningEngine
 from templates.families import Family, own_families, published_families
@@ -148,6 +149,13 @@ def tokens(prompt: str) -> int:
     for special in ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"):
         prompt = prompt.replace(special, "\x00")
     return len(prompt.encode())
+
+
+def test_a_mended_template_is_told_like_the_one_it_was_made_of() -> None:
+    [family] = [family for family in own_families() if family.name == "header-ids"]
+    variant = tool_variant(family.jinja)
+    assert variant is not None and published(variant.jinja) == family.jinja
+    assert go_template_for(variant.jinja) == go_template_for(family.jinja)
 
 
 def test_a_template_that_never_ends_is_given_up() -> None:

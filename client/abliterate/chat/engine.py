@@ -151,13 +151,14 @@ class Engine:
     def _near(self, model: str) -> str:
         import difflib
 
-        from abliterate.contract.names import SUFFIX
+        from abliterate.contract.names import DEFAULT_TAG, SUFFIX
 
         try:
             there = self.names()
         except AbliteratedError:
             there = []
-        if near := difflib.get_close_matches(model, there, n=1, cutoff=0.75):
+        spelt = {name.removesuffix(f":{DEFAULT_TAG}"): name for name in there}
+        if near := difflib.get_close_matches(model.removesuffix(f":{DEFAULT_TAG}"), spelt, n=1, cutoff=0.75):
             return f"Did you mean {near[0]}?"
         if SUFFIX in model:
             return f"`abliterate submit {model.replace(SUFFIX, '', 1)}` makes it"

@@ -150,6 +150,19 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     jobs: list[str] = field(default_factory=list)
 
 
+class Clean(msgspec.Struct, frozen=True, kw_only=True):
+    """`POST /v1/clean`: forget the jobs that ended so many days ago; None: `jobs.keep_days`."""
+
+    days: float | None = None
+
+
+class Cleaned(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to it: how many jobs are forgotten, how many bytes that freed."""
+
+    jobs: int
+    bytes: int
+
+
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     """Every error the control API answers."""
 

@@ -16,6 +16,8 @@ from abliterate.contract.messages import Progress
 
 if TYPE_CHECKING:
     from abliterated.pipeline.evaluate_alone import Evaluated, Questions, Subject
+    from abliterated.pipeline.served import Served
+    from abliterated.pipeline.source import Source
 
 HELP = "count how often any model refuses, alone or beside another"
 EXAMPLES = """\
@@ -65,13 +67,14 @@ def run(options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    # What can be wrong is found before torch is read, which takes seconds.
+    notes: list[str] = []
+    places = [_place(name, options, notes) for name in (options.model, options.against) if name]
     questions = _questions(options)
-    from abliterated.pipeline.evaluate_alone import against, evaluate_model, suites
+    from abliterated.pipeline.evaluate_alone import Subject, against, evaluate_model, suites
     from abliterated.pipeline.watch import Watch
 
-    notes: list[str] = []
-    subject = _subject(options.model, options, notes)
-    base = _subject(options.against, options, notes) if options.against else None
+    subject, base = Subject(*places[0]), Subject(*places[1]) if len(places) > 1 else None
     if base and (base.source is None) != (subject.source is None):
         notes.append(
             "one of the two is read from files and the other asked through Ollama: no KL, and answers may differ"
@@ -106,30 +109,31 @@ def _questions(options: argparse.Namespace) -> Questions:
 
     recipe = recipe_from_table({"model": "./model.gguf", "run": {"device": options.device}}, "evaluate")
     wanted = Prompts(harmful=options.harmful or "builtin", harmless=options.harmless or "builtin", seed=options.seed)
-    from abliterated.pipeline.evaluate import Asked
-    from abliterated.pipeline.evaluate_alone import Questions, all_prompts
     from abliterated.pipeline.prompts import read_prompts
     from abliterated.pipeline.served import Served, engine_url
     from abliterated.pipeline.suites import read_suites
 
-    harmful, harmless = all_prompts(read_prompts(wanted), options.prompts)
+    prompts, probes, markers = read_prompts(wanted), read_suites(options.suite), _markers(options.refusal_markers)
     judge = Served(engine_url(options.host), options.judge.removeprefix("ollama:")) if options.judge else None
     if judge:
         judge.check()
+    from abliterated.pipeline.evaluate import Asked
+    from abliterated.pipeline.evaluate_alone import Questions, all_prompts
+
+    harmful, harmless = all_prompts(prompts, options.prompts)
     run: Run = recipe.run
     return Questions(
-        Asked(harmful, harmless, read_suites(options.suite)),
+        Asked(harmful, harmless, probes),
         Evaluate(prompts=options.prompts, tokens=options.tokens),
         run,
         options.system,
-        _markers(options.refusal_markers),
+        markers,
         judge,
     )
 
 
-def _subject(name: str, options: argparse.Namespace, notes: list[str]) -> Subject:
-    """Files where there are some, else the engine that serves it."""
-    from abliterated.pipeline.evaluate_alone import Subject
+def _place(name: str, options: argparse.Namespace, notes: list[str]) -> tuple[str, Source | None, Served | None]:
+    """What it is called and where it is: files where there are some, else the engine that serves it."""
     from abliterated.pipeline.served import Served, engine_url
     from abliterated.pipeline.source import open_source
 
@@ -137,20 +141,20 @@ def _subject(name: str, options: argparse.Namespace, notes: list[str]) -> Subjec
     if not name.startswith("ollama:") and (path.exists() or name.endswith(".gguf") or name.startswith((".", "/", "~"))):
         if not path.exists():
             raise NotFound(f"{name}: no such file or folder", remedy="Check the path")
-        return Subject(path.name, open_source(path.resolve()))
+        return path.name, open_source(path.resolve()), None
     if name.startswith("hf:"):
-        return Subject(name, open_source(_fetched(name)))
+        return name, open_source(_fetched(name)), None
     short = name.removeprefix("ollama:")
     served = Served(engine_url(options.host), short)
     if not options.served:
         try:
-            return Subject(short, open_source(_blob(served.url, short)), served)
+            return short, open_source(_blob(served.url, short)), served
         except (NotFound, RecipeError):
             raise
         except ModelError as error:
             notes.append(f"{error.message}: asked through Ollama instead")
     served.check()
-    return Subject(short, None, served)
+    return short, None, served
 
 
 def _evaluated(

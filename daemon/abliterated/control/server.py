@@ -22,7 +22,7 @@ import psutil
 from aiohttp import web
 
 from abliterate.contract.errors import AbliteratedError, ConflictError, NotFound, RecipeError
-from abliterate.contract.messages import EngineView, ErrorBody, JobView, Status, Submit, Submitted
+from abliterate.contract.messages import Clean, Cleaned, EngineView, ErrorBody, JobView, Status, Submit, Submitted
 from abliterate.contract.report import PAGE_FILE, REPORT_FILE
 from abliterate.contract.states import TERMINAL
 from abliterated import __version__
@@ -36,6 +36,7 @@ LOG_POLL_SECONDS = 0.2
 REPORTS = {"json": (REPORT_FILE, "application/json"), "html": (PAGE_FILE, "text/html")}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Middleware = Any  # aiohttp's own type of it is private
 
 
 class Desk(Protocol):
@@ -50,6 +51,7 @@ class Desk(Protocol):
     def draining(self) -> bool: ...
     async def pause(self, paused: bool) -> None: ...
     async def drain(self) -> None: ...
+    async def clean(self, days: float | None) -> Cleaned: ...
     async def submit(self, wanted: Submit, actor: str) -> Submitted: ...
     async def replay(self, after: int) -> list[tuple[int, JobView]]: ...
     async def engine(self) -> EngineView: ...
@@ -71,23 +73,28 @@ class Control:
         self._since = time.monotonic()
         self._stopping = asyncio.Event()
 
-    def application(self) -> web.Application:
-        app = web.Application(client_max_size=BODY_LIMIT, middlewares=[_answer_errors])
-        app.add_routes(
-            [
-                web.get("/v1/status", self.status),
-                web.get("/v1/jobs", self.list_jobs),
-                web.post("/v1/jobs", self.submit),
-                web.get("/v1/jobs/{id}", self.show_job),
-                web.get("/v1/jobs/{id}/log", self.log),
-                web.get("/v1/jobs/{id}/report", self.report),
-                web.post("/v1/jobs/{id}/{verb:cancel|hold|release|retry}", self.act),
-                web.get("/v1/events", self.follow),
-                web.post("/v1/queue/{verb:pause|resume|drain}", self.queue),
-                web.get("/metrics", self.metrics),
-                *self._more,
-            ]
-        )
+    def routes(self) -> list[web.RouteDef]:
+        """Every route there is."""
+        return [
+            web.get("/v1/status", self.status),
+            web.get("/v1/jobs", self.list_jobs),
+            web.post("/v1/jobs", self.submit),
+            web.get("/v1/jobs/{id}", self.show_job),
+            web.get("/v1/jobs/{id}/log", self.log),
+            web.get("/v1/jobs/{id}/report", self.report),
+            web.post("/v1/jobs/{id}/{verb:cancel|hold|release|retry}", self.act),
+            web.get("/v1/events", self.follow),
+            web.post("/v1/queue/{verb:pause|resume|drain}", self.queue),
+            web.post("/v1/clean", self.clean),
+            web.get("/metrics", self.metrics),
+            web.get("/v1/openapi.json", self.describe),
+            *self._more,
+        ]
+
+    def application(self, *guards: Middleware) -> web.Application:
+        """The routes as an application, behind `guards`."""
+        app = web.Application(client_max_size=BODY_LIMIT, middlewares=[_answer_errors, *guards])
+        app.add_routes(self.routes())
         return app
 
     def stop(self) -> None:
@@ -95,6 +102,7 @@ class Control:
         self._stopping.set()
 
     async def status(self, request: web.Request) -> web.Response:
+        """The daemon, its engine and every job not yet cleaned away."""
         engine, jobs = await asyncio.gather(self._desk.engine(), self._desk.jobs())
         return _json(
             Status(
@@ -110,9 +118,11 @@ class Control:
         )
 
     async def list_jobs(self, request: web.Request) -> web.Response:
+        """Every job not yet cleaned away."""
         return _json({"jobs": await self._desk.jobs()})
 
     async def submit(self, request: web.Request) -> web.Response:
+        """Queue a recipe; an id known already adds nothing."""
         try:
             wanted = msgspec.json.decode(await request.read(), type=Submit)
         except msgspec.DecodeError as error:
@@ -121,14 +131,16 @@ class Control:
         return _json(done, status=200 if done.existing else 201)
 
     async def show_job(self, request: web.Request) -> web.Response:
+        """One job, by its id or at least four characters of its beginning or end."""
         return _json(await self._job(request))
 
     async def act(self, request: web.Request) -> web.Response:
+        """Cancel, hold, release or retry a job."""
         job = await self._job(request)
         return _json(await self._desk.act(request.match_info["verb"], job.id, actor(request)))
 
     async def queue(self, request: web.Request) -> web.Response:
-        """A drain answers when nothing is at work any more."""
+        """Pause, resume or drain the queue; a drain answers when nothing is at work any more."""
         verb = request.match_info["verb"]
         if verb == "drain":
             await self._desk.drain()
@@ -136,7 +148,24 @@ class Control:
             await self._desk.pause(verb == "pause")
         return _json({"paused": self._desk.paused, "draining": self._desk.draining})
 
+    async def clean(self, request: web.Request) -> web.Response:
+        """Forget jobs that ended long ago."""
+        try:
+            wanted = msgspec.json.decode(await request.read() or b"{}", type=Clean)
+        except msgspec.DecodeError as error:
+            raise RecipeError(f"not understood: {error}", remedy='Send {"days": 90}') from error
+        if wanted.days is not None and not 0 <= wanted.days <= 36_500:
+            raise RecipeError(f"{wanted.days:g} days: out of range", remedy="Give 0 to 36500")
+        return _json(await self._desk.clean(wanted.days))
+
+    async def describe(self, request: web.Request) -> web.Response:
+        """This API as an OpenAPI document."""
+        from abliterated.control.openapi import text
+
+        return web.Response(text=text(self.routes()), content_type="application/json")
+
     async def metrics(self, request: web.Request) -> web.Response:
+        """The queue and the proxy as Prometheus text."""
         jobs = await self._desk.jobs()
         page = metrics.text(
             states=[job.state for job in jobs],

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ class Loaded:
     @property
     def stop_tokens(self) -> frozenset[int]:
         """The tokens an answer ends with."""
-        found: set[int] = set()
+        found: set[Any] = set()
         config = self.model.config
         for holder in (self.tokenizer, config, config.get_text_config(), self.model.generation_config):
             ends = getattr(holder, "eos_token_id", None)
@@ -225,6 +226,7 @@ def _quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # where it put what, our notes say
 
 
 def _set_threads(source: Source) -> None:

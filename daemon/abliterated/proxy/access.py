@@ -42,6 +42,8 @@ class AccessLog:
             ) from error
 
     def note(self, client: str, mark: Mark, now: float, size: int) -> None:
+        if mark.head is None:
+            return
         if len(self._lines) >= LINES:
             self._dropped += 1
             return

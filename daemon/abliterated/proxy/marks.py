@@ -25,8 +25,8 @@ class Mark:
 
     __slots__ = ("began", "bytes_before", "first", "head", "missing", "model", "route", "status", "tail")
 
-    def __init__(self, head: Head, route: str, began: float) -> None:
-        self.head = head
+    def __init__(self, head: Head | None, route: str, began: float) -> None:
+        self.head = head  # only where there is an access log to name it
         self.route = route
         self.model = ""
         self.began = began

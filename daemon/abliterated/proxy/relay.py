@@ -108,8 +108,8 @@ class Link(Pair):
                 return
             match event:
                 case Body(data, end):
-                    if self._spare < 0 and self._upstream is not None and not self._upstream.is_closing():
-                        self._spare = keep(self._upstream)
+                    if self._spare < 0 and (not end or len(data) > HIGH_WATER // 4):
+                        self._keep_spare()
                     if gate is None or not gate.holding:
                         self._send(data)
                     if gate is not None:
@@ -125,6 +125,11 @@ class Link(Pair):
         if self._framer is not None and self._framer.awaiting and self._framer.held > HIGH_WATER:
             self._pause(AWAITING)
 
+    def _keep_spare(self) -> None:
+        """A long body is on its way: the upstream may answer early and close."""
+        if self._upstream is not None and not self._upstream.is_closing():
+            self._spare = keep(self._upstream)
+
     def _begin(self, head: Head) -> bool:
         """A request's head is here; returns whether more may follow it."""
         house = self._house
@@ -138,7 +143,7 @@ class Link(Pair):
         raw = headers.rewrite(head, decision.host) if decision.host else head.raw
         mark = None
         if isinstance(decision, policy.Look):
-            mark = Mark(head, decision.route.name, house.loop.time())
+            mark = Mark(head if house.access is not None else None, decision.route.name, house.loop.time())
             self._gate = gate = Gate(self, house, head, raw, decision, mark)
             if gate.holding:
                 return True

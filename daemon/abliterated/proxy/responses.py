@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import deque
 from typing import Final
 
 import httptools
@@ -55,16 +54,16 @@ def plain_length(head: bytes) -> int:
 class ResponseWatcher:
     """Tell it of every request sent (`expect`) and every byte received (`feed`)."""
 
-    __slots__ = ("_held", "_marks", "_parser", "blind", "finished", "kinds", "mark", "started", "switched")
+    __slots__ = ("_held", "_later", "_parser", "blind", "finished", "kinds", "mark", "started", "switched")
 
     def __init__(self) -> None:
-        self.kinds: deque[int] = deque()  # of the requests not yet answered
+        self.kinds: list[int] = []  # of the requests not yet answered
         self.blind = False
         self.started = False  # the answer to the oldest of them has begun
         self.switched = False
         self.mark: Mark | None = None  # of the oldest of them
         self.finished: list[Mark] | None = None  # whose answers are through
-        self._marks: deque[Mark | None] | None = None  # beside `kinds`, from the first mark on
+        self._later: list[Mark | None] | None = None  # of the others, where one of them has any
         self._parser: httptools.HttpResponseParser | None = None
         self._held = b""
 
@@ -76,12 +75,13 @@ class ResponseWatcher:
         if kind == HEAD and self.kinds:
             # llhttp can't be told in mid-buffer that the next answer has no body.
             self.blind = True
-        if mark is not None and self._marks is None:
-            self._marks = deque([None] * len(self.kinds))
         self.kinds.append(kind)
-        if self._marks is not None:
-            self._marks.append(mark)
-            self.mark = self._marks[0]
+        if len(self.kinds) == 1:
+            self.mark = mark
+        elif mark is not None or self._later is not None:
+            if self._later is None:
+                self._later = [None] * (len(self.kinds) - 2)
+            self._later.append(mark)
 
     def feed(self, data: bytes) -> None:
         if self.blind or self.switched:
@@ -122,8 +122,8 @@ class ResponseWatcher:
     def close(self) -> list[Mark]:
         """No more will come; returns the marks of what was never answered whole."""
         self._parser = None  # it holds our callbacks, and we hold it
-        left = [mark for mark in self._marks or () if mark is not None]
-        self._marks = self.mark = None
+        left = [mark for mark in (self.mark, *(self._later or ())) if mark is not None]
+        self._later = self.mark = None
         return left
 
     def _feed_bodyless(self, data: bytes) -> bytes:
@@ -143,12 +143,14 @@ class ResponseWatcher:
                 return data
 
     def _done(self) -> None:
-        self.kinds.popleft()
+        del self.kinds[0]
         self.started = False
-        if self._marks is not None:
-            if (mark := self._marks.popleft()) is not None:
-                self.finished = [mark] if self.finished is None else [*self.finished, mark]
-            self.mark = self._marks[0] if self._marks else None
+        if self.mark is not None:
+            self.finished = [self.mark] if self.finished is None else [*self.finished, self.mark]
+            self.mark = None
+        if self._later is not None:
+            self.mark = self._later.pop(0)
+            self._later = self._later or None
 
     # llhttp's callbacks
 

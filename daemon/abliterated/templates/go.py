@@ -12,12 +12,18 @@ from __future__ import annotations
 import json
 
 from abliterated.templates.skeleton import Calls, Head, Skeleton, learn
+from abliterated.templates.variants import published
 
 
 def go_template_for(jinja: str) -> str | None:
-    """A Go template that renders what this Jinja renders; None where it is of a kind we can't tell."""
-    skeleton = learn(jinja)
-    return go_template(skeleton) if skeleton else None
+    """A Go template that renders what this Jinja renders; None where it is of a kind we can't tell.
+
+    For a variant of ours what it was made of, where that says more: calls made at once are no trouble in Go.
+    """
+    texts = dict.fromkeys((jinja, published(jinja)))
+    learnt = [skeleton for text in texts if (skeleton := learn(text))]
+    best = next((skeleton for skeleton in learnt if skeleton.calls), learnt[0] if learnt else None)
+    return go_template(best) if best else None
 
 
 def speaks_of_tools(template: str) -> bool:

@@ -108,7 +108,10 @@ def learn(jinja: str) -> Skeleton | None:
     try:
         plain = _plain(jinja)
         if not matches(plain, jinja, conversations(tools=False)):
-            return None
+            # Without thoughts it tells more than another opening: then thoughts can't be switched off.
+            plain = replace(plain, prompt_unthinking=plain.prompt)
+            if not matches(plain, jinja, conversations(tools=False)):
+                return None
     except (NotSo, TemplateRefuses):
         return None
     try:

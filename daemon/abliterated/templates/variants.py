@@ -14,6 +14,8 @@ from typing import Final
 from abliterated.templates.abilities import ASK, SYSTEM, Ability, abilities
 from abliterated.templates.rendering import TemplateRefuses, render
 
+_HEADER: Final = "{#- Tools by abliterated. -#}\n"
+_PUBLISHED: Final = "{#- The published template. -#}\n"
 _COLLECT: Final = "{%- set given = namespace(messages=[], text='', skip=0) -%}\n"
 _DONE: Final = "{%- set messages = given.messages -%}\n"
 
@@ -182,6 +184,11 @@ def tool_variant(jinja: str, *, architecture: str = "", name: str = "") -> Varia
     return None
 
 
+def published(jinja: str) -> str:
+    """The published template of a variant of ours; any other template as it is."""
+    return jinja.partition(_PUBLISHED)[2] if jinja.startswith(_HEADER) and _PUBLISHED in jinja else jinja
+
+
 def _dialects(jinja: str, model: str) -> list[_Dialect]:
     """Those this model may speak, by its template's marks; for the one that has none, by its name."""
     found = [dialect for dialect in _DIALECTS if all(mark in jinja for mark in dialect.marks)]
@@ -192,7 +199,7 @@ def _dialects(jinja: str, model: str) -> list[_Dialect]:
 
 def _proven(jinja: str, prelude: str, lacking: frozenset[Ability], how: str) -> Variant | None:
     """The variant, if it does all that was lacking and says the same as before where no tool is spoken of."""
-    whole = "{#- Tools by abliterated; the published template follows. -#}\n" + prelude + jinja
+    whole = _HEADER + prelude + _PUBLISHED + jinja
     if lacking & (frozenset(lacking) - abilities(whole)):
         return None
     answer = {"role": "assistant", "content": "Some."}
