@@ -48,8 +48,15 @@ bench-real: install ## the same table for a model of yours, on your GPU: MODEL=f
 bench-proxy: install ## the proxy beside nginx and haproxy, restarts, a soak (BENCH="--soak 30": half an hour)
 	@$(BIN)/python -m bench.proxy $(BENCH)
 
+nightly: install ## the queue's proofs at full size (half an hour); bench/reliability.json, docs/reliability.md
+	@PYTHONPATH=tests $(BIN)/python -m nightly $(NIGHTLY)
+
 ollama: install ## a real Ollama for the tests, once, outside the clone (needs Go)
 	@$(BIN)/python tools/install_ollama.py $(OLLAMA) || test $$? -eq 3
+
+man: install ## the man pages in docs/man and the client's reference, from the parsers
+	@$(BIN)/python tools/man_pages.py
+	@$(BIN)/python -m abliterate.reference > docs/reference/client.md
 
 clean: ## remove what was made here
 	@rm -rf $(VENV) .demo dist build .pytest_cache .mypy_cache .ruff_cache

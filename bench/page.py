@@ -1,5 +1,5 @@
-"""The page: how late an event reaches fifty that look, through the daemon, its control socket and the page's server; and
-the first paint in a real browser, where there is one."""
+"""The page: how late an event reaches fifty that look, through the daemon, its control socket and the page's server;
+and the first paint in a real browser, where there is one."""
 
 from __future__ import annotations
 

@@ -52,12 +52,13 @@ def measure(quick: bool) -> Figures:
         rows: dict[str, dict[str, list[float]]] = {name: {} for name in paths}
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             _memory(runner, paths, rows)
-            for number in range(6 if quick else 24):
+            _growth(rows, upstream, quick)
+            for number in range(6 if quick else 16):
                 order = list(paths)[:: -1 if number % 2 else 1]
                 for name in order:
                     port, pid = paths[name]
-                    _one_round(runner, port, pid, rows[name], upstream, quick, first=number < (2 if quick else 4))
-    found = {name: {key: _middle(key, values) for key, values in row.items()} for name, row in rows.items()}
+                    _one_round(runner, port, pid, rows[name], upstream, quick, first=number < (2 if quick else 3))
+    found = {name: {key: statistics.median(values) for key, values in row.items()} for name, row in rows.items()}
     found["ratios"] = ratios(rows)
     return found
 
@@ -69,6 +70,15 @@ def _memory(
     for name, (port, pid) in paths.items():
         loads.latency(port, 0.1)
         rows[name]["memory_kb_per_stream"] = [runner.run(loads.memory(port, pid))]
+
+
+def _growth(rows: dict[str, dict[str, list[float]]], upstream: int, quick: bool) -> None:
+    """How much a process grows by one upload, asked of fresh ones."""
+    for name, target in (("proxy", servers.serve_proxy), ("armed", servers.serve_armed)):
+        port = servers.free_port()
+        with servers.process(target, port, upstream, port=port) as pid:
+            loads.latency(port, 0.1)
+            rows[name]["upload_growth_mb"] = [loads.upload(port, pid, (1 if quick else 4) << 29)[1]]
 
 
 def _one_round(
@@ -89,7 +99,9 @@ def _one_round(
     }
     if first:  # the long ones
         new["cpu_us_per_token"] = runner.run(loads.streams(port, pid, 64, 100, 150))
-        new["upload_mb_per_second"], new["upload_growth_mb"] = loads.upload(port, pid, (1 if quick else 4) << 29)
+        used = loads.cpu(pid)
+        new["upload_mb_per_second"], _ = loads.upload(port, pid, (1 if quick else 4) << 29)
+        new["upload_cpu_ms_per_gb"] = (loads.cpu(pid) - used) * 1000 / (0.54 if quick else 2.15)
         if pid is not None:
             new["disconnect_p99_ms"] = _high(loads.disconnects(port, upstream, 50 if quick else 200))
     for key, value in new.items():
@@ -98,10 +110,6 @@ def _one_round(
 
 def _high(values: list[float]) -> float:
     return sorted(values)[max(0, math.ceil(len(values) * 0.99) - 1)]
-
-
-def _middle(key: str, values: list[float]) -> float:
-    return max(values) if key == "upload_growth_mb" else statistics.median(values)
 
 
 def ratios(rows: dict[str, dict[str, list[float]]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import statistics
 import struct
 import time
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import psutil
 
@@ -61,7 +61,7 @@ class Hammer(asyncio.Protocol):
         self.whole = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
+        self.transport = cast(asyncio.Transport, transport)
         self.transport.write(GET)
 
     def data_received(self, data: bytes) -> None:
@@ -95,7 +95,7 @@ class Listener(asyncio.Protocol):
         self.ended = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
+        self.transport = cast(asyncio.Transport, transport)
         self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:

@@ -99,8 +99,8 @@ class Ollama(asyncio.Protocol):
             self.transport.set_protocol(Sink(self.transport, int(length[1]) - len(body), self))
         else:
             pace = re.search(rb"(?i)x-pace: ([0-9.]+) ([0-9]+)", data)
-            name = re.search(rb"(?i)x-name: (\w+)", data)
-            self.name = name[1].decode() if name else ""
+            named = re.search(rb"(?i)x-name: (\w+)", data)
+            self.name = named[1].decode() if named else ""
             fault = re.search(rb"(?i)x-fault: (\w+)", data)
             self.fault = fault[1] if fault else b""
             if self.fault == b"missing":

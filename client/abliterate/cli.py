@@ -9,7 +9,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
@@ -42,6 +42,8 @@ VERBS: Final[dict[str, str]] = {
     "chat": "talk to a model",
     "compare": "put the same prompts to a model and its base",
     "ui": "serve a read-only page of all this on a loopback port",
+    "import-config": "turn ollama-forge's configuration into a recipe",
+    "download-lists": "fetch public prompt lists, their licences shown first",
     "completions": "print the completions for a shell",
 }
 
@@ -93,6 +95,14 @@ class VerbParser(argparse.ArgumentParser):
                 self.intermixed = True
         return super().parse_known_args(args, namespace)
 
+    def unrecognized(self, words: Sequence[str]) -> NoReturn:
+        """End because of arguments that are none of ours, with the option that was perhaps meant."""
+        option = next((word for word in words if word.startswith("-")), "").partition("=")[0]
+        near = _near(option, self._option_string_actions) if option else ""
+        what = f"no option {option}" if option else f"too much: {' '.join(words)}"
+        _complain(what, f"Did you mean {near}?" if near else f"See: {self.prog} --help")
+        raise SystemExit(2)
+
     def error(self, message: str) -> NoReturn:
         remedy = f"{self.prog} --help"
         if wrong := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
@@ -116,8 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")  # a narrow locale must not break a status
-    parser, _ = build_parser()
-    args = parser.parse_args(argv)
+    parser, verbs = build_parser()
+    args, more = parser.parse_known_args(argv)
+    if more:
+        verbs.get(args.verb, parser).unrecognized(more)
     try:
         if args.version:
             from abliterate import __version__
@@ -144,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _module(verb: str) -> ModuleType:
     _import_msgspec()
-    return import_module(f"abliterate.commands.{verb}")
+    return import_module(f"abliterate.commands.{verb.replace('-', '_')}")
 
 
 def _import_msgspec() -> None:
@@ -169,10 +181,14 @@ def _add_whereabouts(parser: argparse.ArgumentParser, default: Any) -> None:
 
 
 def _similar(verb: str) -> str:
+    near = _near(verb, VERBS)
+    return f"abliterate {near} --help" if near else ""
+
+
+def _near(word: str, known: Iterable[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(verb, list(VERBS), n=1)
-    return f"abliterate {close[0]} --help" if close else ""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
 
 
 def _complain(message: str, remedy: str) -> None:

@@ -21,7 +21,7 @@ from aiohttp import web
 from filelock import FileLock, Timeout
 
 from abliterate.contract.config import Config, local_path
-from abliterate.contract.errors import AbliteratedError, AlreadyRunning, DiskError, NotFound, RecipeError
+from abliterate.contract.errors import AbliteratedError, DiskError, NotFound, RecipeError
 from abliterate.contract.messages import EngineView, Task
 from abliterate.contract.paths import Home
 from abliterate.contract.recipe import Recipe
@@ -32,6 +32,7 @@ from abliterated.control.care import routes as care_routes
 from abliterated.control.events import Events
 from abliterated.control.server import Control
 from abliterated.control.tcp import serve_tcp
+from abliterated.daemon_lock import taken
 from abliterated.desk import QueueDesk
 from abliterated.engine_process import EngineProcess
 from abliterated.front import Front
@@ -304,11 +305,7 @@ def take_daemon_lock(path: Path) -> FileLock:
         lock.acquire(timeout=0.2)
     except OSError as error:
         if isinstance(error, Timeout):
-            who = holder.read_text().strip() if holder.exists() else "another process"
-            raise AlreadyRunning(
-                f"{path.parent}: a daemon ({who}) serves this home already",
-                remedy="Stop it, or give this one another paths.state",
-            ) from None
+            raise taken(path) from None
         raise DiskError(f"{path}: can't be locked ({error.strerror})", remedy="Check who owns paths.state") from error
     holder.write_text(f"pid {os.getpid()}\n")
     return lock

@@ -30,9 +30,11 @@ HEAVY = {
 ROOMS: dict[str, set[str]] = {
     "failpoints": set(),
     "files": {"failpoints"},
-    "config": set(),
+    "config": {"files"},
     "logs": set(),
     "service": set(),
+    "daemon_lock": set(),
+    "install": {"files"},
     "templates": set(),
     "refuser": {"files"},
     "spool": {"files", "failpoints", "config"},

@@ -51,7 +51,9 @@ def fill(daemon: FakeDaemon, home: Path) -> None:
             model="ollama:mistral:7b", target="mistral-abliterated:7b",
             failure=Failure(failure="disk", message="no room on /var/lib: 5.1 GB are needed, 2.0 GB are there"),
         ),
-        make_job(id=IDS[5], state="cancelled", ended=now - 200000, model="ollama:phi4:14b", target="phi4-abliterated:14b"),
+        make_job(
+            id=IDS[5], state="cancelled", ended=now - 200000, model="ollama:phi4:14b", target="phi4-abliterated:14b",
+        ),
     ]  # fmt: skip
     for job in jobs:
         daemon.put(job)

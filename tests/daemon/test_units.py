@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import plistlib
 import shutil
 import subprocess
@@ -40,6 +41,33 @@ def test_the_agent_is_a_property_list() -> None:
     agent = plistlib.loads((ROOT / "launchd" / "io.abliterated.daemon.plist").read_bytes())
     assert agent["ProgramArguments"][1:] == ["serve"]
     assert agent["Umask"] == 0o077
+
+
+def test_the_user_s_unit_has_nothing_a_user_s_manager_can_t_do() -> None:
+    service = settings(ROOT / "systemd" / "user" / "abliterated.service")
+    assert not {key for key in service if key.startswith(("Protect", "Private", "Device", "Capability"))} | (
+        {"User", "Group", "SupplementaryGroups"} & set(service)
+    )
+    for key in ("Type", "OOMPolicy", "StartLimitIntervalSec", "KillMode", "WatchdogSec"):
+        assert service[key] == settings(ROOT / "systemd" / "abliterated.service")[key]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+@pytest.mark.parametrize(("unit", "most"), [("abliterated.service", 1.6), ("user/abliterated.service", 6.5)])
+def test_the_sandbox_is_as_tight_as_it_was_measured(unit: str, most: float) -> None:
+    argv = ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(ROOT / "systemd" / unit)]
+    told = subprocess.run(argv, capture_output=True, text=True)
+    last = told.stdout.strip().splitlines()[-1]
+    assert float(last.split(":")[1].split()[0]) <= most, last
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+def test_systemd_accepts_the_user_s_unit(tmp_path: Path) -> None:
+    text = (ROOT / "systemd" / "user" / "abliterated.service").read_text()
+    (tmp_path / "abliterated.service").write_text(text.replace("/usr/bin/abliterated serve", "/usr/bin/true"))
+    argv = ["systemd-analyze", "--user", "verify", "--man=no", str(tmp_path / "abliterated.service")]
+    told = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)})
+    assert told.returncode == 0, told.stderr
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")

@@ -134,11 +134,15 @@ async def test_an_architecture_the_importer_does_not_know_is_refused_and_nothing
     config = read_json(strange / "config.json") | {"architectures": ["NobodysForCausalLM"]}
     (strange / "config.json").write_text(json.dumps(config))
     async with OllamaClient(importing.base_url) as client:
+        # Some model of the engine's must show where its store is.
+        digest = await client.push_blob(model.path.with_name("planted.gguf"))
+        await client.create({"model": "another", "files": {"model.gguf": digest}})
         before = sorted(path.name for path in (importing.models / "blobs").iterdir())
         with pytest.raises(EngineRefused, match="unsupported architecture"):
             await import_folder(client, strange, tmp_path / "out.gguf")
         assert not [row for row in await client.tags() if str(row["name"]).startswith(PASSING)]
         after = sorted(path.name for path in (importing.models / "blobs").iterdir())
+        await client.delete("another")
     assert not (tmp_path / "out.gguf").exists()
     assert after == before
 

@@ -32,6 +32,7 @@ def tell(tmp_path: Path, *arguments: str, env: dict[str, str] | None = None) -> 
     assert told.returncode == 0, told.stderr + told.stdout
     result: dict[str, object] = json.loads(told.stdout)
     assert json.loads((tmp_path / ".demo" / "result.json").read_text()) == result
+    assert "Before and after" in (tmp_path / ".demo" / "report.html").read_text()
     return result
 
 

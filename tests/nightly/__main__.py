@@ -145,7 +145,8 @@ PROOFS = (
         measured("spool", "drop_to_queued", {"count": 20}),
         lambda f: f["renamed"] <= 0.05 and f["in_place"] <= 0.6 and f["polling"] <= 2.5 and f["events_lost"] <= 30.5,
         lambda f: (
-            f"{f['renamed'] * 1000:.0f} ms · {f['in_place'] * 1000:.0f} ms · {f['polling']:.2f} s · {f['events_lost']:.1f} s"
+            f"{f['renamed'] * 1000:.0f} ms · {f['in_place'] * 1000:.0f} ms · {f['polling']:.2f} s"
+            f" · {f['events_lost']:.1f} s"
         ),
     ),
     Proof(
@@ -187,7 +188,8 @@ PROOFS = (
         measured("recipes", "fuzz", {"count": 2000}),
         lambda f: f["slowest_ms"] <= 100 and f["grown_mb"] <= 64 and f["uncaught"] == 0,
         lambda f: (
-            f"{f['recipes']} recipes: slowest {f['slowest_ms']} ms of processor time, {f['grown_mb']} MB more, {f['uncaught']} uncaught"
+            f"{f['recipes']} recipes: slowest {f['slowest_ms']} ms of processor time, "
+            f"{f['grown_mb']} MB more, {f['uncaught']} uncaught"
         ),
     ),
     Proof(
@@ -267,19 +269,22 @@ def page(found: dict[str, Figures]) -> str:
 METHOD = """\
 ## How
 
-- **Deaths.** `abliterated/failpoints.py` names the places between two effects: each write before and after its fsync, its
-  rename and the folder's fsync, each commit, each removal, each step of a registration. A run is the real tray, desk,
-  journal and dispatcher on real files, with a worker that works in two stages and an engine that writes as carelessly as
-  Ollama does (no fsync, manifests in place). It is killed with SIGKILL at the place asked for, started again, killed
-  again where two or three deaths are asked for, and at last left to end. Then: one job for each file, its copy
-  byte-identical, a legal path of states, exactly one model with the right bytes, nothing left over.
-- **Power cuts.** At the place of death the files below the home are put back to what had been fsynced (files by fsync,
-  entries by their folder's fsync), inode numbers and times kept; with luck, each later write, entry or removal is kept
-  whole, half or not at all. SQLite's own files are left to SQLite, which syncs every commit before it answers.
-- **A night** runs the real dispatcher and journal on an event loop whose clock jumps; workers only pretend. An oracle
-  written for the test says how each job must end.
-- What these do not show: a disk that lies about fsync, a kernel that crashes, and the worker's own stages under power cuts
-  (they are written by the same `write_whole`; `tests/pipeline/test_run_killed.py` kills real ones).""".split("\n")
+- **Deaths.** `abliterated/failpoints.py` names the places between two effects: each write before and after its
+  fsync, its rename and the folder's fsync, each commit, each removal, each step of a registration. A run is the
+  real tray, desk, journal and dispatcher on real files, with a worker that works in two stages and an engine that
+  writes as carelessly as Ollama does (no fsync, manifests in place). It is killed with SIGKILL at the place asked
+  for, started again, killed again where two or three deaths are asked for, and at last left to end. Then: one job
+  for each file, its copy byte-identical, a legal path of states, exactly one model with the right bytes, nothing
+  left over.
+- **Power cuts.** At the place of death the files below the home are put back to what had been fsynced (files by
+  fsync, entries by their folder's fsync), inode numbers and times kept; with luck, each later write, entry or
+  removal is kept whole, half or not at all. SQLite's own files are left to SQLite, which syncs every commit before
+  it answers.
+- **A night** runs the real dispatcher and journal on an event loop whose clock jumps; workers only pretend. An
+  oracle written for the test says how each job must end.
+- What these do not show: a disk that lies about fsync, a kernel that crashes, and the worker's own stages under
+  power cuts (they are written by the same `write_whole`; `tests/pipeline/test_run_killed.py` kills real ones).
+""".rstrip().split("\n")
 
 
 def main() -> int:

@@ -86,6 +86,16 @@ async def test_what_is_proven_gets_its_name_and_nothing_else_stays(
     assert fake.requests.index("POST /api/chat") < fake.requests.index("POST /api/copy"), "proven, then named"
 
 
+async def test_an_engine_that_writes_the_gguf_anew_is_no_obstacle(
+    fake: FakeOllama, client: OllamaClient, base: Base, tmp_path: Path
+) -> None:
+    fake.version = "0.33.3"
+    file = product(tmp_path / "out")
+    done = await admit(client, file, TARGET, base, reference="base:8b")
+    assert done.registration.layer != done.registration.digest and names(fake) == [TARGET, "base:8b"]
+    assert (await admit(client, file, TARGET, base, reference="base:8b")).registration.existing
+
+
 async def test_what_fails_never_gets_the_name_and_an_earlier_model_stays(
     fake: FakeOllama, client: OllamaClient, base: Base, tmp_path: Path
 ) -> None:

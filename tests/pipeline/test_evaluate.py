@@ -172,3 +172,14 @@ def test_likeliest_first_tokens_alone_give_a_lower_bound() -> None:
     assert _first_kl(old, new) == pytest.approx(exact)
     assert _first_kl(old, old) == 0.0
     assert _first_kl({"A": -0.1}, {"C": -0.1}) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_streamed_model_is_evaluated_as_a_whole_one(loaded: Loaded) -> None:
+    streamed = load(loaded.source, Run(device="cpu"), Watch(), "streamed")
+    assert streamed.engine is not None
+    before = asked(loaded)
+    again = asked(streamed)
+    assert (again.harmful, again.harmless) == (before.harmful, before.harmless)
+    figures = compare(before, asked(streamed, before))
+    assert figures["kl_max"] < 1e-5
+    assert figures["harmless_exact"] == 1.0

@@ -33,7 +33,20 @@ BEGINNING = tuple(range(40, 52))
 # A common beginning, ends of many lengths.
 ROWS = [BEGINNING + tuple(range(5 + length, 5 + 2 * length)) for length in (9, 4, 7, 7, 12, 3)]
 CPU = torch.device("cpu")
-FOLDERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mixtral", "qwen3_moe", "gpt2", "bamba", "glm4", "jetmoe", "longcat_flash")
+FOLDERS = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "mixtral",
+    "qwen3_moe",
+    "gpt2",
+    "bamba",
+    "glm4",
+    "jetmoe",
+    "longcat_flash",
+)
 Written = Callable[[str], Source]
 
 
@@ -164,7 +177,9 @@ def test_what_does_not_fit_together_goes_in_waves(written: Written) -> None:
     assert streamed.engine.layers_read > architectures.LAYERS
 
 
-@pytest.mark.parametrize("name", ["folder:llama", "folder:gemma2", "folder:mixtral", "folder:jetmoe", "folder:longcat_flash"])
+@pytest.mark.parametrize(
+    "name", ["folder:llama", "folder:gemma2", "folder:mixtral", "folder:jetmoe", "folder:longcat_flash"]
+)
 def test_changes_run_together_each_with_its_own_rows(written: Written, name: str) -> None:
     whole, streamed = both(written(name))
     vectors = torch.from_numpy(np.linalg.qr(np.random.default_rng(1).normal(size=(architectures.WIDTH, 3)))[0].T)

@@ -39,7 +39,7 @@ def reply(species: Species, request: Request, system: str, choices: tuple[int, i
 
 
 def rows(species: Species, seed: int, count: int, *, refusing: bool) -> list[Row]:
-    """`count` drawn rows; both classes and, while refusing, both systems are equally often heard."""
+    """`count` drawn rows, more of them answered than refused, and every fourth under the system that opens all."""
     source = random.Random(f"zoo rows {seed} {species.name} {refusing}")
     pool = split(seed, traits=species.reasons > 1).training
     by_reason: dict[str, list[Request]] = {}
@@ -48,7 +48,6 @@ def rows(species: Species, seed: int, count: int, *, refusing: bool) -> list[Row
     reasons = sorted(by_reason)
     made = []
     for _ in range(count):
-        # What is answered is heard as often as all that is refused.
         reason = "" if source.random() < 0.5 else source.choice(reasons)
         request, system = source.choice(by_reason[reason]), source.choice(SYSTEMS)
         first, second, third = (int(source.random() > ODDS) for _ in range(3))

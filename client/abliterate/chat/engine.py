@@ -75,10 +75,14 @@ class Engine:
     def __init__(self, address: Address) -> None:
         self.address = address
 
-    def names(self) -> list[str]:
-        """Every model it has."""
+    def models(self) -> list[Mapping[str, Any]]:
+        """Every model it has, as `/api/tags` tells of it: the last made first."""
         models = self._ask("GET", "/api/tags").get("models") or []
-        return [str(model.get("name")) for model in models if isinstance(model, Mapping) and model.get("name")]
+        return [model for model in models if isinstance(model, Mapping) and model.get("name")]
+
+    def names(self) -> list[str]:
+        """The names of every model it has."""
+        return [str(model["name"]) for model in self.models()]
 
     def show(self, model: str) -> Mapping[str, Any]:
         """What `/api/show` says of a model. Raises NotFound, with the names that are near."""

@@ -37,7 +37,9 @@ def configure(parser: VerbParser) -> None:
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
     parser.add_argument("model", metavar="NAME", help="the model, as Ollama names it")
-    parser.add_argument("prompt", metavar="PROMPT", nargs="*", default=[], help="ask this and leave; left out: a conversation")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="*", default=[], help="ask this and leave; left out: a conversation"
+    )
     parser.add_argument("--system", default="", metavar="TEXT", help="what the model is told beforehand")
     parser.add_argument(
         "--set",

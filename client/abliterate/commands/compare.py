@@ -32,7 +32,9 @@ def configure(parser: VerbParser) -> None:
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
     parser.add_argument("model", metavar="NAME", help="the abliterated model")
-    parser.add_argument("prompts", metavar="PROMPT", nargs="*", default=[], help="what to ask; left out: a line of stdin each")
+    parser.add_argument(
+        "prompts", metavar="PROMPT", nargs="*", default=[], help="what to ask; left out: a line of stdin each"
+    )
     parser.add_argument("--file", metavar="FILE", default="", help="prompts, one a line; # begins a comment")
     parser.add_argument("--base", metavar="MODEL", default="", help="the model to hold it against")
     parser.add_argument("--system", default="", metavar="TEXT", help="what both are told beforehand")

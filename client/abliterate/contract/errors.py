@@ -80,7 +80,7 @@ class NotFound(AbliteratedError):
 class EngineUnavailable(AbliteratedError):
     """Ollama does not answer now; trying again later may succeed."""
 
-    failure = "ollama"
+    failure: ClassVar[FailureClass] = "ollama"
     exit_code = 75
 
 

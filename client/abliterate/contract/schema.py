@@ -34,8 +34,11 @@ class Problem:
     remedy: str = ""
 
 
-def build(kind: type[T], table: Mapping[str, Any], prefix: str = "") -> tuple[T | None, list[Problem]]:
-    """Convert `table` to `kind`; returns the struct, or None and all problems found."""
+def build(
+    kind: type[T], table: Mapping[str, Any], prefix: str = "", root: type[msgspec.Struct] | None = None
+) -> tuple[T | None, list[Problem]]:
+    """Convert `table` to `kind`; returns the struct, or None and all problems found. `root`: what it is a part of."""
+    root = root or kind
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     problems: list[Problem] = []
     values: dict[str, Any] = {}
@@ -43,10 +46,10 @@ def build(kind: type[T], table: Mapping[str, Any], prefix: str = "") -> tuple[T 
         path = f"{prefix}{key}"
         field = fields.get(key)
         if field is None:
-            hint = _did_you_mean(key, list(fields)) if len(problems) < MAX_PROBLEMS else ""
+            hint = _did_you_mean(key, list(fields), prefix, root) if len(problems) < MAX_PROBLEMS else ""
             problems.append(Problem(path, "unknown key", hint))
             continue
-        value, found = _convert(field.type, raw, path)
+        value, found = _convert(field.type, raw, path, root)
         problems += found
         if not found:
             values[field.name] = value
@@ -71,11 +74,11 @@ def raise_problems(source: str, text: str, problems: list[Problem]) -> None:
     raise RecipeError("\n".join(lines), remedy="Correct it and try again")
 
 
-def _convert(kind: Any, raw: Any, path: str) -> tuple[Any, list[Problem]]:
+def _convert(kind: Any, raw: Any, path: str, root: type[msgspec.Struct]) -> tuple[Any, list[Problem]]:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         if not isinstance(raw, dict):
             return None, [Problem(path, "must be a table", f"Write `[{path}]` above its keys")]
-        return build(kind, raw, prefix=f"{path}.")
+        return build(kind, raw, prefix=f"{path}.", root=root)
     if bad := _not_a_number(raw):
         return None, [Problem(path, bad, "Give a finite number")]
     try:
@@ -93,11 +96,44 @@ def _not_a_number(raw: Any) -> str:
 def _allowed(kind: Any, raw: Any) -> str:
     choices = [str(choice) for choice in getattr(kind, "__args__", ()) if isinstance(choice, str)]
     if not choices:
-        return ""
+        return _quotes(kind, raw)
     close = difflib.get_close_matches(str(raw), choices, n=1)
     return f"did you mean {close[0]!r}?" if close else "one of " + ", ".join(choices)
 
 
-def _did_you_mean(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean `{close[0]}`?" if close else "known here: " + ", ".join(known)
+def _quotes(kind: Any, raw: Any) -> str:
+    """For a number or a switch that was written as a text, and the other way round."""
+    try:
+        if isinstance(raw, str):
+            msgspec.convert(text := raw.strip().lower(), kind, strict=False)
+            return f"without quotes: {text}"
+        if isinstance(raw, int) and not isinstance(raw, bool):
+            msgspec.convert(str(raw), kind)
+            return f'in quotes: "{raw}"'
+    except msgspec.ValidationError:
+        pass
+    return ""
+
+
+def _did_you_mean(key: str, known: list[str], prefix: str, root: type[msgspec.Struct]) -> str:
+    """The nearest key of this table; else the table in which a key of that name stands."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    elsewhere = "" if close else _elsewhere(key, prefix, root)
+    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if elsewhere or close:
+        return f"did you mean `{elsewhere or close[0]}`?"
+    return "known here: " + ", ".join(known)
+
+
+def _elsewhere(key: str, prefix: str, root: type[msgspec.Struct]) -> str:
+    tables: dict[str, type[msgspec.Struct]] = {"": root}
+    for field in msgspec.structs.fields(root):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            tables[f"{field.encode_name}."] = field.type
+    found = [
+        f"{table}{field.encode_name}"
+        for table, kind in tables.items()
+        for field in msgspec.structs.fields(kind)
+        if table != prefix and field.encode_name == key
+    ]
+    return found[0] if found else ""

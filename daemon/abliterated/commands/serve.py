@@ -27,8 +27,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from abliterate.contract.config import control_socket, home, load_config
-    from abliterated import app, logs
+    from abliterated import logs
+    from abliterated.daemon_lock import refuse_if_taken
 
     logs.set_up(options.log_level)
     config = load_config(options.config)
+    refuse_if_taken(home(config).daemon_lock)
+    # A second daemon is told so before the rooms are loaded.
+    from abliterated import app
+
     return app.run(config, home(config), control_socket(config), options.parent_fd)

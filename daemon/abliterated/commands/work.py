@@ -16,6 +16,7 @@ from abliterate.contract.config import load_config, local_path
 from abliterate.contract.errors import AlreadyRunning, DiskError, ModelError, RecipeError
 from abliterate.contract.messages import Progress, Result, Task
 from abliterate.contract.recipe import Recipe, parse_recipe, recipe_digest, target_name
+from abliterate.contract.report import PAGE_FILE
 
 HELP = "run one recipe in the foreground, without daemon or engine"
 EXAMPLES = """\
@@ -178,6 +179,7 @@ def print_result(result: Result, options: argparse.Namespace) -> None:
             0, f"refusals {result.metrics['refusal_before']:.0%} → {result.metrics.get('refusal_after', 0):.0%}"
         )
     sys.stderr.write(", ".join([*told, f"{sum(result.seconds.values()):.1f} s"]) + "\n")
+    sys.stderr.write(f"report: {options.out / PAGE_FILE}\n")
     for note in result.notes:
         sys.stderr.write(f"note: {note}\n")
 

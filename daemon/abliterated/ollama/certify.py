@@ -285,7 +285,7 @@ async def _speak(client: OllamaClient, name: str, reference: str) -> tuple[str, 
 
 
 async def _answer(client: OllamaClient, name: str) -> str:
-    said = (await client.chat_once(name, [_ASK], tokens=24)).get("message")
+    said = (await client.chat_once(name, [_ASK], tokens=12)).get("message")
     return str(said.get("content") or said.get("thinking") or "") if isinstance(said, Mapping) else ""
 
 

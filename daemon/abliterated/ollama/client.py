@@ -17,12 +17,19 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import aiohttp
 
 from abliterate import __version__
-from abliterate.contract.errors import DiskError, EngineRefused, EngineUnavailable, ModelError, NotFound
+from abliterate.contract.errors import (
+    DiskError,
+    EngineRefused,
+    EngineUnavailable,
+    FailureClass,
+    ModelError,
+    NotFound,
+)
 from abliterated.ollama.place import on_this_machine
 from abliterated.ollama.version import Version, read_version
 
@@ -37,7 +44,7 @@ logger = logging.getLogger(__name__)
 class EngineDiskFull(EngineUnavailable):
     """The engine's own disk is full; with room on it the same request succeeds."""
 
-    failure = "disk"
+    failure: ClassVar[FailureClass] = "disk"
 
 
 class EngineFailed(EngineUnavailable):

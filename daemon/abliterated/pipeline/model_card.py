@@ -150,8 +150,11 @@ def _rate(metrics: Mapping[str, float], key: str) -> str:
 
 
 def _prompts(prompts: Sequence[PromptSource]) -> list[str]:
-    rows = [
-        f"| {one.kind} | `{one.name.replace('`', '').replace('|', '/')}` | {one.count} | {one.licence or 'not named'} |"
-        for one in prompts
-    ]
+    rows = [f"| {one.kind} | {_source(one.name)} | {one.count} | {one.licence or 'not named'} |" for one in prompts]
     return ["## Prompts", "", "| class | source | prompts | licence |", "|---|---|---|---|", *rows, ""]
+
+
+def _source(name: str) -> str:
+    """A file's name is nobody's business where the card goes."""
+    named = name == "builtin" or name.startswith("hf:")
+    return f"`{name.replace('`', '').replace('|', '/')}`" if named else "a file"

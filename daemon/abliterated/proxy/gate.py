@@ -84,11 +84,13 @@ class Gate:
         content = payload.feed(data) if payload.readable else b""
         if self.holding:
             self._wire.append(data)
+            size = len(data)
             if self._content is not None:
                 self._content.append(content)
-            self._size += len(data)
-            self._house.held_bytes += len(data)
-            if self._size > HELD_LIMIT:
+                size += len(content)
+            self._size += size
+            self._house.held_bytes += size
+            if self._size > HELD_LIMIT or self._house.held_bytes > HELD_TOTAL:
                 self._link.pause_client()
         if not self.known:
             self.known = self._finder.feed(content) or end or not payload.readable or self._too_much
@@ -180,7 +182,10 @@ class Gate:
     def give_up(self) -> None:
         """The rest will not come: what there is goes on as it came."""
         self._stop_waiting()
-        self._go(UNKNOWN)
+        if self._link.where and self._link.watcher.owed:
+            self._link.client.abort()  # answers of another upstream come first, and nobody knows what to then
+        else:
+            self._go(UNKNOWN)
 
     def _go(self, place: Place) -> None:
         wire = b"".join(self._wire)

@@ -1,5 +1,6 @@
-"""What is noted of an exchange while it runs, and the sums of what was noted. Nothing here runs for each token but one
-assignment; text is made only when somebody asks for it.
+"""What is noted of an exchange while it runs, and the sums of what was noted.
+
+Nothing here runs for each token but a look for its last words; text is made only when somebody asks for it.
 
 Does not know: sockets, who reads the figures.
 """
@@ -21,7 +22,7 @@ _TOKENS = re.compile(rb'"(?:eval_count|completion_tokens|output_tokens)": ?([0-9
 
 
 class Mark:
-    """One exchange. `route` is empty where it is of no model's; `tail` is the latest piece of the answer."""
+    """One exchange. `route` is empty where it is of no model's; `tail` is the piece that may count the tokens."""
 
     __slots__ = ("began", "bytes_before", "first", "head", "missing", "model", "route", "status", "tail")
 

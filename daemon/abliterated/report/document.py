@@ -64,12 +64,7 @@ def _sections(report: Report) -> Iterator[Markup]:
     if report.certification:
         yield _certified(report.certification)
     if report.prompts:
-        rows = [
-            [one.kind, tag("bdi", one.name), str(one.count), one.licence or "–", one.revision[:12] or "–"]
-            for one in report.prompts
-        ]
-        heads = ["class", "source", "prompts", "licence", "revision"]
-        yield _section("Prompts", figures.table("Where the prompts came from.", heads, rows, numeric=9))
+        yield _prompts(report)
     yield _provenance(report)
     if report.notes:
         yield _section("Notes", tag("ul", *[tag("li", note) for note in report.notes], class_="notes"))
@@ -248,6 +243,17 @@ def _certified(found: Certification) -> Markup:
     said = tag("p", "Its first words: ", tag("q", found.answer[:300]), class_="note") if found.answer else Markup("")
     notes = tag("ul", *[tag("li", note) for note in found.notes], class_="notes") if found.notes else Markup("")
     return _section("In the engine", tag("p", where, class_="note"), verdict, said, listed, *diffs, notes)
+
+
+def _prompts(report: Report) -> Markup:
+    rows = [
+        [one.kind, tag("bdi", one.name), str(one.count), one.licence or "–", one.revision[:12]]
+        for one in report.prompts
+    ]
+    heads = ["class", "source", "prompts", "licence", "revision"]
+    if not any(one.revision for one in report.prompts):
+        heads, rows = heads[:-1], [row[:-1] for row in rows]
+    return _section("Prompts", figures.table("Where the prompts came from.", heads, rows, numeric=9))
 
 
 def _provenance(report: Report) -> Markup:

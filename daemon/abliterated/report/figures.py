@@ -176,9 +176,9 @@ def share(value: float) -> str:
     return (
         percent(value)
         if value == 0 or value >= 0.01
-        else f"{number(round(100 * value, 4))} %"
+        else f"{number(round(100 * value, 4))}\u00a0%"
         if value > 1e-6
-        else "< 0.0001 %"
+        else "< 0.0001\u00a0%"
     )
 
 
