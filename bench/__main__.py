@@ -9,7 +9,7 @@ import platform
 import sys
 from pathlib import Path
 
-from bench import daemon, measuring, proxy, registration, weights
+from bench import daemon, measuring, page, proxy, registration, weights
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -18,6 +18,8 @@ BARS = (
     ("daemon.idle_resident_mb", "daemon, idle: resident MB", 60.0),
     ("daemon.torch_loaded", "daemon: torch in the process", 0.0),
     ("daemon.status_cold_ms", "abliterate status, cold: ms", 150.0),
+    ("page.event_lag_p99_ms", "page: event at 50 that look, p99: ms", 250.0),
+    ("page.first_paint_p50_ms", "page: first paint: ms", 300.0),
     ("daemon.drop_to_queued_p99_ms", "renamed in → queued, p99: ms", 50.0),
 )
 
@@ -26,7 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument(
-        "--only", choices=("daemon", "proxy", "weights", "measuring", "registration"), help="one part of it"
+        "--only", choices=("daemon", "page", "proxy", "weights", "measuring", "registration"), help="one part of it"
     )
     options = parser.parse_args()
     results: dict[str, object] = {
@@ -35,6 +37,9 @@ def main() -> int:
     if options.only in (None, "daemon"):
         print("daemon …", file=sys.stderr)
         results["daemon"] = daemon.measure(options.quick)
+    if options.only in (None, "page"):
+        print("page …", file=sys.stderr)
+        results["page"] = page.measure(options.quick)
     if options.only in (None, "proxy"):
         print("proxy …", file=sys.stderr)
         results["proxy"] = proxy.measure(options.quick)
@@ -62,7 +67,7 @@ def main() -> int:
     for key, text, bar in BARS:
         part, _, name = key.partition(".")
         values = results.get(part)
-        if isinstance(values, dict):
+        if isinstance(values, dict) and name in values:
             value = float(values[name])
             print(f"{text:<40}{value:>12.1f}{bar:>10.0f}  {'ok' if value <= bar else 'over'}")
     return 0

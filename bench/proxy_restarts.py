@@ -113,7 +113,9 @@ def measure(restarts: int) -> dict[str, float]:
         log = Path(folder, "log")
         command = [sys.executable, "-m", "abliterated.cli", "proxy", "--listen", f"127.0.0.1:{port}"]
         with log.open("ab") as out:
-            child = subprocess.Popen([*command, "--upstream", f"http://127.0.0.1:{upstream}"], stderr=out)
+            child = subprocess.Popen(
+                [*command, "--upstream", f"http://127.0.0.1:{upstream}"], stdin=subprocess.DEVNULL, stderr=out
+            )
         pids = [child.pid]
         try:
             servers.wait_for(port)

@@ -25,7 +25,7 @@ _COLOURS: Final = {
     "cancelled": "2",
 }
 _HEADINGS: Final = ("ID", "NAME", "MODEL → TARGET", "STATE", "REASON", "%", "ETA", "AGE")
-_FLEXIBLE: Final = (4, 2, 1)  # what gives way first in a narrow terminal
+_FLEXIBLE: Final = (2, 4, 1)  # what gives way in a narrow terminal
 
 
 def clean(text: str) -> str:
@@ -110,13 +110,13 @@ def job_table(jobs: Sequence[JobView], *, now: float | None = None, width: int =
 
 
 def fit(widths: list[int], total: int) -> list[int]:
-    """Shrink the flexible columns until the row fits into `total` cells; none below twelve."""
+    """Shrink the flexible columns until the row fits into `total` cells, the widest of them first; none below twelve."""
     excess = sum(widths) + 2 * (len(widths) - 1) - total if total else 0
-    for column in _FLEXIBLE:
-        give = min(excess, max(0, widths[column] - 12))
-        if give > 0:
-            widths[column] -= give
-            excess -= give
+    for _ in range(excess):
+        widest = max(_FLEXIBLE, key=widths.__getitem__)
+        if widths[widest] <= 12:
+            break
+        widths[widest] -= 1
     return widths
 
 

@@ -96,7 +96,7 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         restarting = asyncio.Event()
-        if self._parent_fd is None:  # whoever holds that would not know us again
+        if self._parent_fd is None and not succession.in_a_terminal():  # whoever holds that would not know us again
             loop.add_signal_handler(signal.SIGHUP, restarting.set)
         if self._parent_fd is not None:
             # Whoever started us holds the other end; when it is gone, so are we.

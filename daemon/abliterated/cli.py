@@ -11,7 +11,22 @@ from types import ModuleType
 from abliterate.contract.errors import AbliteratedError, DiskError
 from abliterated import __version__
 
-VERBS = ("serve", "work", "direction", "apply", "export", "evaluate", "proxy", "engine", "demo", "doctor", "repair", "undo", "install", "uninstall")
+VERBS = (
+    "serve",
+    "work",
+    "direction",
+    "apply",
+    "export",
+    "evaluate",
+    "proxy",
+    "engine",
+    "demo",
+    "doctor",
+    "repair",
+    "undo",
+    "install",
+    "uninstall",
+)
 DESCRIPTION = """\
 abliterated: a sidecar for Ollama. Drop a recipe, get the model back without its refusals.
 

@@ -34,6 +34,11 @@ def command() -> list[str]:
     return [sys.executable, *sys.orig_argv[1:]]
 
 
+def in_a_terminal() -> bool:
+    """A hangup then means that the terminal is closed, and we are to go with it. Ask at the start."""
+    return os.isatty(0)
+
+
 class Inheritance:
     """What a predecessor left us."""
 

@@ -70,6 +70,7 @@ class House:
         with (self.home / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [str(BIN / "abliterated"), "serve", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

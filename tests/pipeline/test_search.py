@@ -174,4 +174,4 @@ def test_fewer_prompts_than_asked_for_are_said(tmp_path: Path) -> None:
     few.write_text("\n".join(model.harmful.read_text().splitlines()[::6]) + "\n")
     asked = task(Planted(model.path, few, model.harmless), evaluate={"prompts": 0, "tokens": 8})
     result = go(asked)
-    assert any("measured on 16 harmful prompts, not on 128" in note for note in result.notes)
+    assert any("harmful prompts, not 128: measured on" in note for note in result.notes)

@@ -98,3 +98,17 @@ def test_changes_of_different_rank_run_side_by_side(tmp_path: Path) -> None:
     for (number, row), found in together.items():
         with ChangedModel(tried, [changes[number]]):
             assert torch.allclose(tail_logits(loaded, [rows[row]], 1)[0], found, atol=1e-4)
+
+
+def test_a_trial_moves_no_weight(tmp_path: Path) -> None:
+    tiny("qwen3_moe").save_pretrained(tmp_path / "base")
+    loaded = opened(tmp_path / "base")
+    tried = trials(loaded)
+    before = {name: (value.data_ptr(), value.clone()) for name, value in loaded.model.state_dict().items()}
+    with ChangedModel(tried, [some_change(2, per_layer=True)]):
+        tail_logits(loaded, ROWS[:1], 1)
+        during = loaded.model.state_dict()
+        assert all(value.data_ptr() == before[name][0] for name, value in during.items())
+    after = loaded.model.state_dict()
+    assert all(torch.equal(value, before[name][1]) for name, value in after.items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in loaded.model.modules())

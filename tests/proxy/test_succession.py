@@ -131,7 +131,9 @@ def test_a_hangup_hands_the_sockets_on_and_no_request_is_lost(tmp_path: Path) ->
         free.close()
         command = [sys.executable, "-m", "abliterated.cli", "proxy", "--listen", f"127.0.0.1:{port}"]
         with log.open("ab") as out:
-            first = subprocess.Popen([*command, "--upstream", f"http://127.0.0.1:{upstream}"], stderr=out, stdout=out)
+            first = subprocess.Popen(
+                [*command, "--upstream", f"http://127.0.0.1:{upstream}"], stdin=subprocess.DEVNULL, stderr=out
+            )
         pids = [first.pid]
         try:
             until(lambda: "listening on" in log.read_text())

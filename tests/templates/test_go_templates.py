@@ -78,7 +78,8 @@ def ask(http: httpx.Client, ollama: RunningEngine, tmp_path: Path) -> Any:
 
 def cases(found: skeleton.Skeleton, family: Family) -> Iterator[tuple[list[Any], list[Any], bool | None, str]]:
     for talk, tools in skeleton.conversations(tools=bool(found.calls)):
-        for think in (True, False) if found.prompt != found.prompt_unthinking else (None,):
+        switchable = found.thinks and found.prompt != found.prompt_unthinking
+        for think in (True, False) if switchable else (None,):
             try:
                 wanted = skeleton._render(family.jinja, talk, tools, think=think is not False)
             except TemplateRefuses:

@@ -9,8 +9,8 @@ EXAMPLES = """\
 examples:
   abliterated proxy --listen 127.0.0.1:11434 --upstream http://127.0.0.1:11435
 
-SIGTERM lets what is under way end, and leaves. SIGHUP starts the program anew on the same sockets first: no request
-is lost. Listening sockets may come from a service manager (LISTEN_FDS).
+SIGTERM lets what is under way end, and leaves. SIGHUP, where no terminal is closed with it, starts the program anew on
+the same sockets first: no request is lost. Listening sockets may come from a service manager (LISTEN_FDS).
 
 exit codes: 0 stopped; 2 a wrong address; 75 the port is taken."""
 
@@ -51,4 +51,5 @@ def run(options: argparse.Namespace) -> int:
         sockets=sockets,
         steering=server.Steering(access_log=options.access_log),
     )
-    return alone.run(proxy, serving=left.serving, hand_over=succession.hand_over)
+    hand_over = None if succession.in_a_terminal() else succession.hand_over
+    return alone.run(proxy, serving=left.serving, hand_over=hand_over)

@@ -108,7 +108,7 @@ class Search:
             self._generation(points, count)
         best = self._sorted()[:FINALISTS]
         notes = []
-        if best[0].unsafe > self.target:
+        if best[0].refused > self.target:
             notes.append(f"no trial kept refusals at {self.target:.1%}: the best leaves {best[0].refused:.1%}")
         return Searched(
             finalists=tuple(self._finalist(one) for one in best),

@@ -22,6 +22,9 @@ from abliterated.proxy.responses import kind_of
 from abliterated.proxy.wiring import House
 
 
+COUNTING_BYTES = 200  # an answer's last words, which count its tokens, are longer than a token
+
+
 class Link(Pair):
     """A client's connection, and through it the pair."""
 
@@ -196,14 +199,24 @@ class Link(Pair):
     # the upstream's bytes
 
     def upstream_data(self, data: bytes) -> None:
-        self.bytes_down += len(data)
-        mark = self.watcher.mark
+        size = len(data)
+        self.bytes_down += size
+        watcher = self.watcher
+        mark = watcher.mark
+        if watcher.streaming:
+            # In the middle of an answer, where every token passes.
+            if mark is not None and size > COUNTING_BYTES and (b"_count" in data or b"_tokens" in data):
+                mark.tail = data
+            self.client.write(data)
+            watcher.go_on(data)
+            if not watcher.streaming:
+                self._after_answer()
+            return
         if mark is not None:
             if not mark.first:
                 mark.first = self._house.loop.time()
                 mark.status = int(data[9:12]) if data[9:12].isdigit() else 0
-            if b"_count" in data or b"_tokens" in data:
-                mark.tail = data
+            mark.tail = data
             if mark.missing is not None and self._withhold(data, mark):
                 return
         self._deliver(data, data)
@@ -215,6 +228,12 @@ class Link(Pair):
             shown = self._say_close(shown)
         self.client.write(shown)
         watcher.feed(data)
+        if not watcher.streaming:
+            self._after_answer()
+
+    def _after_answer(self) -> None:
+        """No answer is under way, or none that can be followed."""
+        watcher = self.watcher
         if watcher.kinds and not watcher.blind and not watcher.switched:
             return
         if watcher.finished is not None:

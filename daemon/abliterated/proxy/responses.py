@@ -54,13 +54,14 @@ def plain_length(head: bytes) -> int:
 class ResponseWatcher:
     """Tell it of every request sent (`expect`) and every byte received (`feed`)."""
 
-    __slots__ = ("_held", "_later", "_parser", "blind", "finished", "kinds", "mark", "started", "switched")
+    __slots__ = ("_held", "_later", "_parser", "blind", "finished", "kinds", "mark", "started", "streaming", "switched")
 
     def __init__(self) -> None:
         self.kinds: list[int] = []  # of the requests not yet answered
         self.blind = False
         self.started = False  # the answer to the oldest of them has begun
         self.switched = False
+        self.streaming = False  # in the middle of an answer: `go_on` will do
         self.mark: Mark | None = None  # of the oldest of them
         self.finished: list[Mark] | None = None  # whose answers are through
         self._later: list[Mark | None] | None = None  # of the others, where one of them has any
@@ -75,6 +76,7 @@ class ResponseWatcher:
         if kind == HEAD and self.kinds:
             # llhttp can't be told in mid-buffer that the next answer has no body.
             self.blind = True
+            self.streaming = False
         self.kinds.append(kind)
         if len(self.kinds) == 1:
             self.mark = mark
@@ -111,16 +113,26 @@ class ResponseWatcher:
             parser.set_dangerous_leniencies(
                 lenient_headers=True, lenient_data_after_close=True, lenient_optional_cr_before_lf=True
             )
+        self.streaming = True
+        self.go_on(data)
+
+    def go_on(self, data: bytes) -> None:
+        """Feed more of an answer that has begun: all that is done for each token."""
         try:
-            parser.feed_data(data)
+            self._parser.feed_data(data)  # type: ignore[union-attr]
         except httptools.HttpParserUpgrade:
             self.switched = True
         except httptools.HttpParserError:
             # An answer beyond the ones owed ends here as well (the callback raises).
             self.blind = True
+        else:
+            if self.started:
+                return
+        self.streaming = False
 
     def close(self) -> list[Mark]:
         """No more will come; returns the marks of what was never answered whole."""
+        self.streaming = False
         self._parser = None  # it holds our callbacks, and we hold it
         left = [mark for mark in (self.mark, *(self._later or ())) if mark is not None]
         self._later = self.mark = None
@@ -154,16 +166,21 @@ class ResponseWatcher:
 
     # llhttp's callbacks
 
+    def on_message_begin(self) -> None:
+        self.started = True
+
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         status = self._parser.get_status_code()
         if self.kinds and self.kinds[0] == TUNNEL and 200 <= status < 300:
             self.switched = True
+            self.streaming = False
 
     def on_message_complete(self) -> None:
         assert self._parser is not None
         status = self._parser.get_status_code()
         if status == 101:
             self.switched = True
+            self.streaming = False
         elif status >= 200:
             self._done()  # IndexError when nothing is owed: llhttp stops, and we are blind
