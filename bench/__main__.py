@@ -52,7 +52,8 @@ def main() -> int:
     if options.only in (None, "registration"):
         print("registration: a 2 GB file into each engine found; minutes without --quick …", file=sys.stderr)
         results["registration"] = registration.measure(options.quick)
-    RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}  # bench.search measures on its own
+    RESULTS.write_text(json.dumps(known | results, indent=2, sort_keys=True) + "\n")
     tables = {
         "proxy": proxy.table,
         "weights": weights.table,

@@ -48,7 +48,7 @@ def _verb(name: str, parser: argparse.ArgumentParser) -> Verb:
     for action in parser._actions:  # argparse shows its actions no other way
         if action.option_strings:
             takes = action.nargs != 0
-            is_file = action.metavar in ("FILE", "PATH")
+            is_file = action.metavar in ("FILE", "PATH", "DIR")
             options.append(Option(tuple(action.option_strings), takes, is_file, (action.help or "").split(";")[0]))
         else:
             positionals.append(str(action.metavar or action.dest))

@@ -89,6 +89,16 @@ LISTS: Final = (
         column="instruction",
         where=("input", ""),
     ),
+    PromptList(
+        name="xstest-safe",
+        kind="harmless",
+        about="XSTest, safe prompts that sound unsafe",
+        licence="CC-BY-4.0",
+        home="https://github.com/paul-rottger/xstest",
+        url=f"{_RAW}/paul-rottger/xstest/main/xstest_prompts.csv",
+        column="prompt",
+        where=("label", "safe"),
+    ),
 )
 
 

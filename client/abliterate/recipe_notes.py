@@ -31,7 +31,7 @@ NOTES: Final[dict[str, str]] = {
     "direction.rank": "how many directions are removed",
     "direction.convention": "which side of the layer is read",
     "direction.orthogonalize": "remove the harmless mean's component first",
-    "direction.winsorize": "clip each prompt's activations at that quantile of their size (GeGLU models: 0.995); 1: off",
+    "direction.winsorize": "clip each prompt's activations at that quantile of their size (GeGLU: 0.995); 1: off",
     "direction.file": "for method file: .pt or .safetensors",
     "edit.strength": "1 removes the direction wholly",
     "edit.attention": "factor on strength for the attention's writers",

@@ -110,7 +110,7 @@ def job_table(jobs: Sequence[JobView], *, now: float | None = None, width: int =
 
 
 def fit(widths: list[int], total: int) -> list[int]:
-    """Shrink the flexible columns until the row fits into `total` cells, the widest of them first; none below twelve."""
+    """Shrink the flexible columns, the widest first, until the row fits into `total` cells; none below twelve."""
     excess = sum(widths) + 2 * (len(widths) - 1) - total if total else 0
     for _ in range(excess):
         widest = max(_FLEXIBLE, key=widths.__getitem__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import readline
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,6 +151,19 @@ def test_a_conversation_of_commands_and_several_lines(here: dict[str, str], tmp_
     history = tmp_path / ".local/state/abliterated/chat-history"
     assert "/set system be brief" in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.skipif("libedit" in (readline.__doc__ or ""), reason="libedit knows no bracketed paste")
+def test_lines_pasted_together_are_one_message(here: dict[str, str]) -> None:
+    with terminal("chat", "thoughtful", environment=here) as person:
+        person.until(">>> ")
+        person.type("\x1b[200~one\rtwo\rthree\x1b[201~\r")
+        person.until("the answer is 42")
+        person.until(">>> ")
+        person.type("/show\r")
+        person.until("2 messages")
+        person.type("\x04")
+        assert person.ended() == 0
 
 
 def test_what_a_model_says_can_t_drive_the_terminal(here: dict[str, str], ask: Run) -> None:

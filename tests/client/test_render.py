@@ -123,6 +123,11 @@ def test_a_narrow_terminal_takes_from_the_long_columns() -> None:
     assert fit([6, 50, 40, 6, 60, 4, 4, 4], 0) == [6, 50, 40, 6, 60, 4, 4, 4]
 
 
+def test_in_a_narrow_terminal_the_reason_keeps_its_share() -> None:
+    job = make_job(reason="window", explanation="waits until 01:00", model="ollama:llama3.3:70b-instruct-q4_K_M")
+    assert "window: waits until 01:00" in job_table([job], now=1.0, width=100)
+
+
 def test_percent_only_where_something_runs() -> None:
     assert percent(make_job(state="running", done=1, total=3)) == "33%"
     assert percent(make_job(state="running", done=1, total=0)) == ""

@@ -48,7 +48,7 @@ def test_what_answers_begin_with_too_does_not_tell() -> None:
     found = learn_openings(words, refusing, [words.tokens("I would be glad to")])
     assert found.tokens == words.tokens("can't")
     assert found.plain == ()
-    assert found.late
+    assert not found.late
 
 
 def test_prompts_are_read_as_far_as_the_decision() -> None:

@@ -134,6 +134,9 @@ def _lines(keep: bool) -> Iterator[Callable[[str], str]]:
         with contextlib.suppress(OSError):
             readline.read_history_file(file)
     readline.set_history_length(1000)
+    if "libedit" not in (readline.__doc__ or ""):
+        # Python turns this off; with it, lines that are pasted together are one message.
+        readline.parse_and_bind("set enable-bracketed-paste on")
     try:
         yield input
     finally:

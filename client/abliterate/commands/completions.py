@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from abliterate.introspect import Verb
 
 _SHELLS = ("bash", "zsh", "fish")
-_FILE_ARGUMENTS = ("RECIPE", "RECIPE|MODEL|-", "MODEL")
+_FILE_ARGUMENTS = ("RECIPE", "RECIPE|MODEL|-", "MODEL", "FILE")
 _DESCRIPTION = "Print the completions for a shell: verbs, options, files where a file may stand."
 _EPILOG = """\
 examples:

@@ -25,6 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--user", action="store_true", help="a service of yours (default, unless you are root)")
     where.add_argument("--system", action="store_true", help="a service of the machine's")
     parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
+    parser.add_argument("--program", metavar="FILE", help="the abliterated the service runs (default: this one)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,7 +48,7 @@ def found(options: argparse.Namespace) -> Facts:
         kind = "mac"
     if kind == "system" and not is_root() and not options.dry_run:
         raise RecipeError("--system needs root", remedy="sudo abliterated install --system, or --user")
-    return find(kind, ThisMachine())
+    return find(kind, ThisMachine(), getattr(options, "program", None) or "")
 
 
 def _say(line: str) -> None:

@@ -19,13 +19,13 @@ UNITS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"
 APP = "/Applications/Ollama.app"
 
 
-def find(kind: Literal["system", "user", "mac"], machine: Machine) -> Facts:
+def find(kind: Literal["system", "user", "mac"], machine: Machine, program: str = "") -> Facts:
     """Everything a plan asks for. Raises NotFound where our own files are missing."""
     home = Path.home()
     units = UNITS if kind == "system" else (str(home / ".config/systemd/user"), "/usr/lib/systemd/user")
     names = {entry.gr_name for entry in grp.getgrall()}
     store = next((store for store in STORES if Path(store).is_dir()), "")
-    program = _program()
+    program = program or _program()
     texts = _texts(kind, program, home)
     return Facts(
         kind=kind,

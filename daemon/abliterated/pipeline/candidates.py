@@ -19,6 +19,8 @@ from abliterated.pipeline.taps import decoder_layers
 from abliterated.pipeline.trials import Change, Trials
 
 MOST_KL: Final = 0.1
+# What it counts that a harmful prompt gets neither refusal nor answer, in KL of harmless ones.
+ASTRAY: Final = 0.01
 # A first round on few prompts, where there are more candidates than the second should see.
 SECOND_ROUND: Final = 24
 FIRST_ROUND_PROMPTS: Final = 8
@@ -29,7 +31,8 @@ SECOND_ROUND_PROMPTS: Final = 32
 class Candidate:
     """A layer and a position, and how well their direction does on the validation prompts.
 
-    `refused`: the share of them that stays refused. `rank`: how many directions were taken out there.
+    `refused`: the share of them that stays refused. `astray`: how much of their first token's probability goes to
+    neither refusals nor answers. `rank`: how many directions were taken out there.
     """
 
     layer: float
@@ -38,7 +41,13 @@ class Candidate:
     kl: float = math.nan
     induce: float = math.nan
     refused: float = math.nan
+    astray: float = math.nan
     rank: int = 1
+
+
+def harm(kl: float, astray: float) -> float:
+    """What an edit costs: KL of harmless answers, and a little for harmful prompts that get no sensible answer."""
+    return kl + ASTRAY * astray
 
 
 def vector_of(measured: Measured, candidate: Candidate) -> Float64:
@@ -61,6 +70,7 @@ def tried_out(
             bypass=float(scores.refusal.mean()),
             kl=float(scores.kl.mean()),
             refused=float((scores.refusal > 0).mean()),
+            astray=float(scores.astray.mean()),
         )
         for candidate, scores in zip(candidates, found, strict=True)
     ]

@@ -90,9 +90,11 @@ def find_direction(loaded: Loaded, renderer: Renderer, prompts: PromptSets, reci
     best = candidates[0]
     rows = vector_of(measured, best)[None, :]
     if asked.rank > 1:
-        rows = Streams(loaded, reading, prompts, [best], asked.convention, watch).rows(rows[0], best, asked.rank)
+        rows = Streams(loaded, reading, prompts, behaviour, [best], asked.convention, watch).rows(
+            rows[0], best, asked.rank
+        )
     elif trials and not invert and best.refused > recipe.search.refusal_target:
-        streams = Streams(loaded, reading, prompts, candidates[:DEEPENED], asked.convention, watch)
+        streams = Streams(loaded, reading, prompts, behaviour, candidates[:DEEPENED], asked.convention, watch)
         best, rows = deepened(trials, measured, streams, candidates[:DEEPENED], recipe.search.refusal_target)
         candidates = [best, *candidates]
     if best.bypass > 0 and not invert:
@@ -116,7 +118,7 @@ def prepared(
 
 
 def _few(prompts: PromptSets, wanted: int) -> tuple[str, ...]:
-    """What is to be said where a set holds fewer prompts than asked for; keeping some back to choose with is no lack."""
+    """What is to be said where a set holds fewer prompts than asked for; keeping some back to choose with is none."""
     classes = (("harmful", prompts.harmful), ("harmless", prompts.harmless))
     return tuple(
         f"there are {total} {name} prompts, not {wanted}: measured on {len(split.training)} of them"

@@ -19,7 +19,7 @@ Answer = tuple[int, ...]
 @dataclass(frozen=True)
 class Openings:
     """`tokens`: what refusals go on with at the point of decision; `firsts`: what they begin with; `ambiguous`: what
-    answers begin with, too; `late`: whether most decide behind the first token."""
+    answers begin with, too; `late`: whether most begin with something else."""
 
     tokens: tuple[int, ...]
     firsts: tuple[int, ...]
@@ -41,7 +41,7 @@ def learn_openings(tokenizer: Any, refusing: Sequence[Answer], answering: Sequen
         tokens=tuple(sorted({answer[place] for answer, place in found})),
         firsts=tuple(sorted({answer[0] for answer, _ in found})),
         ambiguous=ambiguous,
-        late=sum(place > 0 for _, place in found) > len(found) / 2,
+        late=sum(bool(decision(tokenizer, answer)) for answer, _ in found) > len(found) / 2,
     )
 
 

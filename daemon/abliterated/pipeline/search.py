@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from abliterate.contract.recipe import Edit
+from abliterated.pipeline.candidates import harm
 from abliterated.pipeline.directions import Float64, RefusalDirection, direction
 from abliterated.pipeline.edit import LayerStrength, selected_layers, strengths
 from abliterated.pipeline.kernels import Kernel, Parameters, Point, Space, constant
@@ -35,7 +36,8 @@ LEAST_HARM: Final = 1e-7
 
 @dataclass(frozen=True)
 class Tried:
-    """A trial and its figures on the most prompts it was tried on: shares refused and not safe, mean KL."""
+    """A trial and its figures on the most prompts it was tried on: shares refused and not safe, mean KL, and how far
+    harmful prompts go astray."""
 
     number: int
     change: Change
@@ -44,11 +46,12 @@ class Tried:
     refused: float
     unsafe: float
     kl: float
+    astray: float
     round: int
 
     def rank(self, target: float) -> tuple[int, float, float]:
-        """Smaller is better: more prompts first, then refusals beyond the target, then KL."""
-        return -self.round, max(0.0, round(self.unsafe - target, 9)), self.kl
+        """Smaller is better: more prompts first, then refusals beyond the target, then harm."""
+        return -self.round, max(0.0, round(self.unsafe - target, 9)), harm(self.kl, self.astray)
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,12 @@ class Search:
         rows = self.journal.recall(asked)
         if rows is None:
             found = self.trials.scored(changes, ROUNDS[1], ROUNDS[1], "weighing single writers")
-            rows = [(round(float(one.refusal.mean()), 6), round(float(one.kl.mean()), 10)) for one in found]
+            rows = [
+                (round(float(one.refusal.mean()), 6), round(harm(float(one.kl.mean()), float(one.astray.mean())), 10))
+                for one in found
+            ]
             self.journal.keep(asked, rows)
-        ratios = np.array([max(0.0, rows[0][0] - score) / (kl + LEAST_HARM) for score, kl in rows[1:]])
+        ratios = np.array([max(0.0, rows[0][0] - score) / (hurt + LEAST_HARM) for score, hurt in rows[1:]])
         if not (ratios > 0).any():
             return np.ones((self.layers, 2))
         ratios = ratios / np.exp(np.log(ratios[ratios > 0]).mean())
@@ -167,9 +173,9 @@ class Search:
             going = going[: max(1, round(len(points) * share))]
             message = f"trying strengths, {first + len(points)} of {count}"
             scores = self._scored(points, going, [changes[at][0] for at in going], prompts, message)
-            for at, (refused, unsafe, kl) in zip(going, scores, strict=True):
+            for at, (refused, unsafe, kl, astray) in zip(going, scores, strict=True):
                 change, parameters = changes[at]
-                found[at] = Tried(first + at, change, parameters, points[at], refused, unsafe, kl, round_)
+                found[at] = Tried(first + at, change, parameters, points[at], refused, unsafe, kl, astray, round_)
             going.sort(key=lambda at: (found[at].rank(self.target), at))  # type: ignore[union-attr]
         self.tried += [one for one in found if one is not None]
 
@@ -211,16 +217,18 @@ class Search:
             "number": tried.number,
             "refusal": round(tried.refused, 6),
             "kl": round(tried.kl, 8),
+            "astray": round(tried.astray, 6),
             "prompts": ROUNDS[tried.round],
             "parameters": tried.parameters,
             "chosen": chosen,
         }
 
 
-def _figures(scores: Scores) -> tuple[float, float, float]:
-    """Share refused, share not safe, mean KL."""
+def _figures(scores: Scores) -> tuple[float, float, float, float]:
+    """Share refused, share not safe, mean KL, mean astray."""
     refused, unsafe = (float((scores.refusal > bar).mean()) for bar in (0.0, -MARGIN))
-    return round(refused, 6), round(unsafe, 6), round(float(scores.kl.mean()), 8)
+    kl, astray = float(scores.kl.mean()), float(scores.astray.mean())
+    return round(refused, 6), round(unsafe, 6), round(kl, 8), round(astray, 6)
 
 
 def _told(parameters: Parameters, *, given: bool) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from abliterated.pipeline.taps import decoder_layers, stream_of
 from abliterated.pipeline.watch import Watch
 
 KL_TOKENS: Final = 32
+# The share of probability that counts as what answers begin with.
+SENSIBLE: Final = 0.999
 # Of fewer prompts than these nothing could be told, so that the rest is taken, too.
 FEWEST: Final = 4
 # Of a token's distribution the likeliest so many are kept, and the rest as one: KL is exact but for what moves there.
@@ -49,10 +51,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Scores:
-    """By prompt: refusal score of the harmful ones, mean KL of the harmless ones."""
+    """By prompt: refusal score of the harmful ones, mean KL of the harmless ones; and how much of their first token's
+    probability the harmful ones give to neither a refusal nor anything an answer begins with."""
 
     refusal: Float64
     kl: Float64
+    astray: Float64
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Trials:
         self.harmless: Rows = ()
         self.beginnings: tuple[int, ...] = ()  # how many of a harmful row's tokens are its answer's beginning
         self.answered: Answered
+        self.sensible: tuple[int, ...] = ()  # what answers, and refusals, begin with; empty where that can't be told
         self.contributions: Contributions
         self.paths: list[list[int]] = []  # 0 attention, 1 MLP, for each contribution
 
@@ -92,6 +97,7 @@ class Trials:
         self.beginnings = tuple(len(beginning) for _, beginning in begun)
         self.harmless = self.renderer.all_tokens(harmless)
         self.answered = self._answers(self.harmless, tokens)
+        self.sensible = () if self.behaviour.openings.late else self._sensible()
         return len(self.harmful)
 
     def look(self, probe: tuple[int, ...]) -> None:
@@ -103,6 +109,7 @@ class Trials:
         """Every change on the first so many prompts of each class."""
         rows, answered = self.harmful[:harmful], self.answered.rows[:harmless] if harmless else []
         refusal, kl = np.zeros((len(changes), len(rows))), np.zeros((len(changes), len(answered)))
+        astray = np.zeros_like(refusal)
         total = len(changes) * (len(rows) + len(answered))
 
         def changing(numbers: list[int]) -> AbstractContextManager[Any]:
@@ -112,12 +119,14 @@ class Trials:
         for pairs, logits in self.tried(len(changes), rows, tail, changing, (0, total, message)):
             for (change, row), found in zip(pairs, torch.log_softmax(logits, dim=-1), strict=True):
                 refusal[change, row] = self._refusing(found, row)
+                astray[change, row] = self._astray(found, row)
         if answered:
             tail = max(self.answered.lengths)
             for pairs, logits in self.tried(len(changes), answered, tail, changing, (refusal.size, total, message)):
                 for (change, row), found in zip(pairs, torch.log_softmax(logits, dim=-1), strict=True):
                     kl[change, row] = self._strayed(found, row)
-        return [Scores(one.round(6), other.round(8)) for one, other in zip(refusal, kl, strict=True)]
+        rounded = refusal.round(6), kl.round(8), astray.round(6)
+        return [Scores(*parts) for parts in zip(*rounded, strict=True)]
 
     def tried(
         self,
@@ -147,6 +156,22 @@ class Trials:
             beginning = torch.tensor(self.harmful[row][-begun:], device=found.device)[:, None]
             reached = float(found[-1 - begun : -1].gather(1, beginning).double().sum())
         return float(self.behaviour.scores(found[-1], reached))
+
+    def _astray(self, found: torch.Tensor, row: int) -> float:
+        """The probability of what neither answers nor refusals begin with, by log probabilities (tail, vocabulary)."""
+        if not self.sensible or self.beginnings[row]:
+            return 0.0
+        at = torch.tensor(self.sensible, device=found.device)
+        return max(0.0, 1.0 - float(found[-1, at].double().exp().sum()))
+
+    def _sensible(self) -> tuple[int, ...]:
+        """The likeliest first tokens of the answers to harmless prompts, all but a little of their probability, and of
+        refusals."""
+        logits = tail_logits(self.loaded, self.harmless, 1, self.watch)[:, 0]
+        mean = torch.softmax(logits, dim=-1).double().mean(0)
+        order = mean.argsort(descending=True, stable=True)
+        count = int((mean[order].cumsum(0) < SENSIBLE).sum()) + 1
+        return tuple(sorted({*order[:count].tolist(), *self.behaviour.openings.firsts}))
 
     def _strayed(self, found: torch.Tensor, row: int) -> float:
         """Mean KL over one answer's tokens, from the log probabilities (tail, vocabulary)."""

@@ -22,6 +22,7 @@ _OBJECT, _KEY, _COLON, _VALUE, _NESTED, _STRING = range(6)
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _SEPARATORS = re.compile(rb"[ \t\r\n,]*+")
 _SCALAR = re.compile(rb"[^\s,}\]\"{\[]*+")
+_FIRST = re.compile(rb'[ \t\r\n]*+\{[ \t\r\n]*+"model"[ \t\r\n]*+:[ \t\r\n]*+"([\x20\x21\x23-\x5b\x5d-\x7e]{0,256}+)"')
 _LITERAL = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 _REST_OF_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 # Everything up to the next bracket that is in no string, or to a string that is not whole yet.
@@ -56,6 +57,11 @@ class ModelFinder:
 
     def feed(self, data: bytes) -> bool:
         if self.done:
+            return True
+        if self._state == _OBJECT and not self._buffer and (match := _FIRST.match(data)) is not None:
+            # Most clients name the model first, and simply.
+            self.found = Found(match[1].decode("utf-8", "replace"), match.start(1) - 1, match.end(1) + 1)
+            self.done = True
             return True
         self._buffer = self._buffer + data if self._buffer else data
         while not self.done and self._step():

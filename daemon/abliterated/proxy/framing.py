@@ -137,7 +137,7 @@ def _body_length(lowered: bytes, minor: bytes) -> int | Bad:
 class RequestFramer:
     """Cuts one client's bytes into requests. Feed it, and act on the events in their order."""
 
-    __slots__ = ("_await", "_left", "_trailer", "held_bytes", "phase")
+    __slots__ = ("_await", "_trailer", "held_bytes", "left", "phase")
 
     # Phases
     HEAD, LENGTH, SIZE, CHUNK, CHUNK_END, TRAILER, AWAIT, BROKEN = range(8)
@@ -145,7 +145,7 @@ class RequestFramer:
     def __init__(self) -> None:
         self.phase = self.HEAD
         self.held_bytes = bytearray()  # of a head, a chunk-size line or a trailer line that is not yet whole
-        self._left = 0
+        self.left = 0
         self._trailer = 0
         self._await = False
 
@@ -181,11 +181,11 @@ class RequestFramer:
                 position = self._feed_head(data, position, events)
                 first = len(events) - 1
             elif phase == self.LENGTH:
-                end = min(size, position + self._left)
-                self._left -= end - position
-                events.append(Body(data if not position and end == size else data[position:end], not self._left))
+                end = min(size, position + self.left)
+                self.left -= end - position
+                events.append(Body(data if not position and end == size else data[position:end], not self.left))
                 position = end
-                if not self._left:
+                if not self.left:
                     self._end_message()
             elif phase == self.AWAIT:
                 self.held_bytes += data[position:]
@@ -266,7 +266,7 @@ class RequestFramer:
         if head.length == CHUNKED:
             self.phase = self.SIZE
         elif head.length:
-            self.phase, self._left = self.LENGTH, head.length
+            self.phase, self.left = self.LENGTH, head.length
         else:
             self._end_message()
 
@@ -275,10 +275,10 @@ class RequestFramer:
         begin, size = position, len(data)
         while position < size and self.SIZE <= self.phase <= self.TRAILER:
             if self.phase == self.CHUNK:
-                step = min(self._left, size - position)
+                step = min(self.left, size - position)
                 position += step
-                self._left -= step
-                if not self._left:
+                self.left -= step
+                if not self.left:
                     self.phase = self.CHUNK_END
                 continue
             end = data.find(b"\n", position, position + LINE_LIMIT) + 1
@@ -310,8 +310,8 @@ class RequestFramer:
             match = _CHUNK_LINE.fullmatch(text)
             if match is None:
                 return "a chunk's size is not a number"
-            self._left = int(match[1], 16)
-            self.phase = self.CHUNK if self._left else self.TRAILER
+            self.left = int(match[1], 16)
+            self.phase = self.CHUNK if self.left else self.TRAILER
             self._trailer = 0
         elif text:
             self._trailer += len(line)

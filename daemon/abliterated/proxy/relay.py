@@ -10,7 +10,7 @@ Does not know: what a decision means (`policy`), where listeners come from (`ser
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Final, cast
 
 from abliterated.proxy import answers, headers, missing, policy
 from abliterated.proxy.endings import hang_up, keep, salvage, write_eof
@@ -21,8 +21,8 @@ from abliterated.proxy.pair import AWAITING, GATE, HIGH_WATER, Pair
 from abliterated.proxy.responses import kind_of
 from abliterated.proxy.wiring import House
 
-
-COUNTING_BYTES = 200  # an answer's last words, which count its tokens, are longer than a token
+KNOWN_BYTES: Final = 1024  # a request longer than that is read each time
+COUNTING_BYTES: Final = 200  # an answer's last words, which count its tokens, are longer than a token
 
 
 class Link(Pair):
@@ -44,9 +44,10 @@ class Link(Pair):
         self._house.links.add(self)
 
     def data_received(self, data: bytes) -> None:
-        self.bytes_up += len(data)
+        size = len(data)
+        self.bytes_up += size
         framer = self._framer
-        kind = self._known.get(data)
+        kind = self._known.get(data) if size <= KNOWN_BYTES else None  # looking up is hashing
         if kind is not None and framer is not None and framer.phase == 0 and not framer.held_bytes:
             # Exactly one whole request, body-less, forwarded as it is last time: nothing new to read or decide.
             upstream = self._upstream
@@ -208,8 +209,7 @@ class Link(Pair):
             if mark is not None and size > COUNTING_BYTES and (b"_count" in data or b"_tokens" in data):
                 mark.tail = data
             self.client.write(data)
-            watcher.go_on(data)
-            if not watcher.streaming:
+            if not watcher.go_on(data):
                 self._after_answer()
             return
         if mark is not None:

@@ -116,8 +116,8 @@ class ResponseWatcher:
         self.streaming = True
         self.go_on(data)
 
-    def go_on(self, data: bytes) -> None:
-        """Feed more of an answer that has begun: all that is done for each token."""
+    def go_on(self, data: bytes) -> bool:
+        """Feed more of an answer that has begun: all that is done for each token. True while it is not over."""
         try:
             self._parser.feed_data(data)  # type: ignore[union-attr]
         except httptools.HttpParserUpgrade:
@@ -127,8 +127,9 @@ class ResponseWatcher:
             self.blind = True
         else:
             if self.started:
-                return
+                return True
         self.streaming = False
+        return False
 
     def close(self) -> list[Mark]:
         """No more will come; returns the marks of what was never answered whole."""

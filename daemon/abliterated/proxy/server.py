@@ -21,7 +21,7 @@ from abliterated.proxy.access import AccessLog
 from abliterated.proxy.assist import Assistant, Wanted
 from abliterated.proxy.headers import HostGuard
 from abliterated.proxy.marks import Mark, Tally
-from abliterated.proxy.relay import Link
+from abliterated.proxy.relay import KNOWN_BYTES, Link
 from abliterated.proxy.wiring import Timing
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS: Final = 30.0
 _REMARK_SECONDS: Final = 5.0
-_REMEMBER_BYTES, _REMEMBER_REQUESTS = 1024, 256
+_REMEMBER_REQUESTS: Final = 256
 SETTLE_SECONDS: Final = 0.3  # for connections accepted but not yet attached, and for idle clients' last requests
 
 
@@ -251,7 +251,7 @@ class Proxy:
                 gate.device_is_free()
 
     def remember(self, raw: bytes, kind: int) -> None:
-        if len(raw) <= _REMEMBER_BYTES and self.access is None:
+        if len(raw) <= KNOWN_BYTES and self.access is None:
             if len(self.known) >= _REMEMBER_REQUESTS:
                 self.known.clear()
             self.known[raw] = kind
