@@ -18,6 +18,7 @@ VERBS = (
     "apply",
     "export",
     "evaluate",
+    "chat",
     "proxy",
     "engine",
     "demo",

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from abliterate.contract.errors import AbliteratedError, EngineUnavailable, NotFound
+from abliterate.contract.errors import AbliteratedError, EngineRefused, EngineUnavailable, NotFound
 from abliterate.contract.messages import Result
 from abliterate.contract.recipe import Recipe
 from abliterated.files import write_whole
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 BASE_FILE = "base.json"  # in the job's folder: what the engine said of the base before the job began
 REPORT_FILE = "report.json"
+CERTIFICATIONS = 3  # that end with no word, before the job does
 _KEPT = ("modelfile", "parameters", "template", "system", "license", "messages", "capabilities", "details", "requires")
 
 
@@ -37,6 +38,9 @@ class Handover:
         self._upstream = upstream
         self._busy = busy
         self._evicted: dict[str, list[Any]] = {}
+        self._unfinished: dict[str, int] = {}  # certifications that came to no end, by job
+        self._left: set[str] = set()  # names whose passing models could not be taken away when their jobs were cancelled
+        self._clearing = asyncio.Lock()
 
     async def base(self, recipe: Recipe, target: str, folder: Path) -> tuple[str, str]:
         """File and digest of the recipe's base; what the engine says of it is kept in `folder`.
@@ -49,6 +53,7 @@ class Handover:
         from abliterated.ollama.locate import resolve_base
 
         async with OllamaClient(self._upstream) as client:
+            await self._clear_left(client)
             source, digest = ("" if recipe.model.startswith("hf:") else recipe.model), ""
             if recipe.model.startswith("ollama:"):
                 base = await resolve_base(client, recipe.model.removeprefix("ollama:"))
@@ -86,19 +91,55 @@ class Handover:
             async with OllamaClient(self._upstream) as client:
                 await clear(client, job.target)
         except AbliteratedError as error:
-            log.warning("%s: something may be left (%s)", job.target, error, extra={"action": "register.abandon"})
+            self._left.add(job.target)
+            log.warning(
+                "%s: something may be left until the engine is asked again (%s)",
+                job.target,
+                error,
+                extra={"action": "register.abandon"},
+            )
+        self._unfinished.pop(job.id, None)
+
+    async def _clear_left(self, client: Any) -> None:
+        """What a cancelled job had to leave goes now that the engine is asked again. Never raises ours."""
+        from abliterated.ollama.admission import clear
+
+        async with self._clearing:
+            for target in sorted(self._left):
+                try:
+                    await clear(client, target)
+                except AbliteratedError:
+                    return  # at the next contact, then
+                self._left.discard(target)
+                log.info("%s: nothing of the cancelled job is left", target, extra={"action": "register.abandon"})
+
+    async def _give_up(self, job: Job, error: AbliteratedError) -> None:
+        """A certification came to no end, again. Raises EngineRefused after the last try; before it, returns."""
+        self._unfinished[job.id] = tries = self._unfinished.get(job.id, 0) + 1
+        if tries < CERTIFICATIONS:
+            return
+        await self.abandon(job)
+        raise EngineRefused(
+            f"{error.message}, {tries} times; it was not given its name",
+            remedy="See the engine's log; the GGUF is kept with the job, and `abliterate retry` tries again",
+        ) from error
 
     async def register(self, job: Job, result: Result, out: Path) -> Result:
         """Hand the product to the engine and prove it; the result with what a person should know.
 
-        A failed certification's error carries the result too. Raises what `admission.admit` raises.
+        A failed certification's error carries the result too; one that comes to no end is tried CERTIFICATIONS times.
+        Raises what `admission.admit` raises.
         """
         from abliterated.ollama.admission import CertificationFailed, admit
+        from abliterated.ollama.certification import CertificationUnfinished
         from abliterated.ollama.client import OllamaClient
         from abliterated.ollama.locate import describe_base
 
         recipe, notes = job.recipe, []
+        async with self._clearing:
+            self._left.discard(job.target)  # what bears its passing names is this job's from now on
         async with OllamaClient(self._upstream) as client:
+            await self._clear_left(client)
             base, reference = None, ""
             if recipe.model.startswith("ollama:"):
                 name = recipe.model.removeprefix("ollama:")
@@ -130,6 +171,10 @@ class Handover:
                 await asyncio.to_thread(report_certification, out, failed.certification)
                 error.result = failed
                 raise
+            except CertificationUnfinished as error:
+                await self._give_up(job, error)
+                raise
+        self._unfinished.pop(job.id, None)
         proven = with_certificate(result, done.certificate, [*notes, *done.registration.notes])
         await asyncio.to_thread(report_certification, out, proven.certification)
         return proven

@@ -162,6 +162,7 @@ def test_lines_pasted_together_are_one_message(here: dict[str, str]) -> None:
         person.until(">>> ")
         person.type("/show\r")
         person.until("2 messages")
+        person.until(">>> ")
         person.type("\x04")
         assert person.ended() == 0
 

@@ -126,6 +126,9 @@ def test_a_step_that_fails_takes_back_those_before_it(fails: str) -> None:
     with pytest.raises(InstallError):
         do(SYSTEM, machine)
     assert machine.files == older, "what was there before is there again"
+    reloads = [n for n, line in enumerate(machine.ran) if "daemon-reload" in line]
+    if fails in ("restart ollama.service", "enable --now abliterated.socket"):
+        assert machine.ran[reloads[-1] + 1] == "systemctl restart ollama.service", "after its drop-in is gone"
     assert "abliterated" not in machine.users
 
 
@@ -136,8 +139,9 @@ def test_a_port_that_stays_taken_takes_everything_back_and_ollama_too() -> None:
     with pytest.raises(InstallError, match="11434 is free"):
         do(SYSTEM, machine)
     assert machine.files == {}
+    assert machine.ports == {OLLAMA_PORT}
     assert machine.ran[-1] == "userdel abliterated"
-    assert "systemctl restart ollama.service" in machine.ran[-5:]
+    assert machine.ran[-2] == "systemctl restart ollama.service"
 
 
 def test_uninstalling_gives_ollama_its_port_back_and_leaves_nothing_of_ours() -> None:

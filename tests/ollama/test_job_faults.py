@@ -15,11 +15,12 @@ from aiohttp import web
 from abliterate.contract.ids import new_id
 from abliterate.contract.messages import JobView, Result, Task
 from abliterate.contract.recipe import Recipe
-from abliterated.handover import Handover
+from abliterated.handover import CERTIFICATIONS, Handover
 from abliterated.jobs.dispatcher import Dispatcher
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
 from abliterated.ollama import admission
+from abliterated.ollama.certification import CertificationUnfinished
 from abliterated.ollama.certify import Certificate, certify
 from abliterated.ollama.client import OllamaClient
 from fake_ollama import FakeOllama, Fault, reset, says, status, tiny_gguf
@@ -238,6 +239,50 @@ async def test_a_job_cancelled_while_it_waits_leaves_nothing_in_the_engine(house
     await house.dispatcher.cancel(job_id, "uid 0")
     await house.until(job_id, lambda view: view.state == "cancelled")
     assert list(house.fake.models) == ["registry.ollama.ai/library/base:8b"]
+    await house.dispatcher.stop()
+    await loop
+
+
+async def test_what_a_job_cancelled_while_the_engine_was_away_had_to_leave_goes_at_the_next_contact(
+    house: House,
+) -> None:
+    job_id = await house.finished_job()
+    house.fake.faults["POST /api/copy"] = [reset] * 2
+    loop = asyncio.create_task(house.dispatcher.run())
+    await house.until(job_id, lambda view: bool(view.explanation))
+    await house.fake.__aexit__()
+    await house.dispatcher.cancel(job_id, "uid 0")
+    await house.until(job_id, lambda view: view.state == "cancelled")
+    assert any("uncertified" in name for name in house.fake.models), "nobody was there to take it away"
+    await house.fake.__aenter__()
+    # Another job, with another name, asks the engine of its base.
+    await house.handover.base(Recipe(model="ollama:base:8b"), "another:8b", house.root / "other")
+    assert list(house.fake.models) == ["registry.ollama.ai/library/base:8b"]
+    await house.dispatcher.stop()
+    await loop
+
+
+async def test_a_certification_that_comes_to_no_end_is_tried_so_often_and_no_more(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, tries = await house.finished_job(), 0
+
+    async def never(url: str, model: str, reference: str = "", *, product: Path, baked: bool) -> Certificate:
+        nonlocal tries
+        tries += 1
+        raise CertificationUnfinished(f"{model}: its certification did not end in 1800 s", remedy="It is tried again")
+
+    monkeypatch.setattr(admission, "certify_apart", never)
+    loop = asyncio.create_task(house.dispatcher.run())
+    for tried in range(1, CERTIFICATIONS):
+        await house.until(job_id, lambda view, tried=tried: tries == tried and bool(view.explanation))  # type: ignore[misc]
+        await house.dispatcher.engine_answers()
+    view = await house.until(job_id, lambda view: view.state not in ("registering", "cancelling"))
+    assert (view.state, tries) == ("failed", CERTIFICATIONS), view
+    assert view.failure is not None and "did not end in 1800 s, 3 times" in view.failure.message
+    assert "abliterate retry" in view.failure.remedy
+    assert list(house.fake.models) == ["registry.ollama.ai/library/base:8b"]
+    assert (house.root / "jobs" / job_id / "out" / "model.gguf").exists(), "the GGUF is kept"
     await house.dispatcher.stop()
     await loop
 

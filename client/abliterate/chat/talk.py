@@ -5,11 +5,12 @@ Ctrl-C stops the answer and never the program. Does not know the command line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
 
 from abliterate.chat.conversation import Conversation, command, is_command
-from abliterate.chat.engine import Engine
+from abliterate.chat.engine import Piece
 from abliterate.chat.screen import Screen
 from abliterate.chat.tools import call_tool
 from abliterate.contract.errors import AbliteratedError
@@ -18,7 +19,14 @@ ROUNDS: Final = 8  # calls upon calls
 _QUOTES: Final = '"""'
 
 
-def turn(engine: Engine, conversation: Conversation, screen: Screen, text: str) -> None:
+class Asked(Protocol):
+    """Whoever answers: an engine, or a model in this process."""
+
+    def show(self, model: str) -> Mapping[str, Any]: ...
+    def chat(self, body: Mapping[str, Any]) -> AbstractContextManager[Iterable[Piece]]: ...
+
+
+def turn(engine: Asked, conversation: Conversation, screen: Screen, text: str) -> None:
     """Ask `text` and show the answer. Raises what the engine raises, and KeyboardInterrupt; either way the
     conversation can go on: an answer's beginning is kept, a question without one is taken back."""
     conversation.ask(text)
@@ -35,7 +43,7 @@ def turn(engine: Engine, conversation: Conversation, screen: Screen, text: str) 
         screen.end_line()
 
 
-def _answer(engine: Engine, conversation: Conversation, screen: Screen) -> bool:
+def _answer(engine: Asked, conversation: Conversation, screen: Screen) -> bool:
     """One answer; returns whether a tool was called, whose answer the model waits for."""
     content: list[str] = []
     thinking: list[str] = []
@@ -63,7 +71,7 @@ def _answer(engine: Engine, conversation: Conversation, screen: Screen) -> bool:
     return bool(calls)
 
 
-def converse(engine: Engine, conversation: Conversation, screen: Screen, read: Callable[[str], str]) -> None:
+def converse(engine: Asked, conversation: Conversation, screen: Screen, read: Callable[[str], str]) -> None:
     """Turn after turn, until the person leaves. `read` asks for a line; it raises EOFError at the end."""
     while True:
         try:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from abliterate.chat.conversation import Conversation
     from abliterate.chat.engine import Engine
     from abliterate.cli import VerbParser
@@ -69,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from abliterate.chat.conversation import THINK, Conversation
     from abliterate.chat.engine import Engine
     from abliterate.chat.options import parse_options
+    from abliterate.chat.terminal import asked_once
 
     conversation = Conversation(
         model=args.model,
@@ -81,19 +79,10 @@ def run(args: argparse.Namespace) -> int:
         keep_alive=args.keepalive,
     )
     engine = Engine(find_address(args))
-    asked = _asked(args.prompt)
+    asked = asked_once(args.prompt)
     if asked is None:
         return _converse(engine, conversation, keep=not args.no_history)
     return _ask_once(engine, conversation, asked)
-
-
-def _asked(prompt: list[str]) -> str | None:
-    """The one question: what stdin has, then the prompt. None where a person is to be asked."""
-    given = " ".join(prompt)
-    if sys.stdin is None or sys.stdin.isatty():
-        return given or None
-    piped = sys.stdin.buffer.read().decode("utf-8", "replace").strip("\n")
-    return "\n\n".join(part for part in (piped, given) if part.strip())
 
 
 def _ask_once(engine: Engine, conversation: Conversation, asked: str) -> int:
@@ -110,38 +99,11 @@ def _ask_once(engine: Engine, conversation: Conversation, asked: str) -> int:
 def _converse(engine: Engine, conversation: Conversation, *, keep: bool) -> int:
     from abliterate.chat.screen import Screen
     from abliterate.chat.talk import converse
+    from abliterate.chat.terminal import lines
 
     engine.show(conversation.model)  # an absent model is an error now, not at the first question
     screen = Screen(sys.stdout, sys.stderr, show_thinking=conversation.show_thinking)
     screen.note(f"{conversation.model} at {engine.address}; /? for help, Ctrl-D leaves")
-    with _lines(keep) as read:
+    with lines(keep=keep) as read:
         converse(engine, conversation, screen, read)
     return 0
-
-
-@contextlib.contextmanager
-def _lines(keep: bool) -> Iterator[Callable[[str], str]]:
-    """Ask for lines with editing and history, kept in a file of ours between two conversations."""
-    try:
-        import readline
-    except ImportError:  # a Python without it: lines, but no arrows
-        yield input
-        return
-    from abliterate.contract.paths import directories
-
-    file = directories().state / "chat-history"
-    if keep:
-        with contextlib.suppress(OSError):
-            readline.read_history_file(file)
-    readline.set_history_length(1000)
-    if "libedit" not in (readline.__doc__ or ""):
-        # Python turns this off; with it, lines that are pasted together are one message.
-        readline.parse_and_bind("set enable-bracketed-paste on")
-    try:
-        yield input
-    finally:
-        if keep:
-            with contextlib.suppress(OSError):
-                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                file.touch(mode=0o600)
-                readline.write_history_file(file)

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +22,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 # Every problem at once, but a stranger's file must not make us write a book.
 MAX_PROBLEMS = 50
+
+# Read once a kind: looking a struct's annotations up takes longer than converting one.
+_fields = lru_cache(maxsize=64)(msgspec.structs.fields)
 
 _AT_PATH = re.compile(r" - at `\$[^`]*`$")
 
@@ -39,7 +43,7 @@ def build(
 ) -> tuple[T | None, list[Problem]]:
     """Convert `table` to `kind`; returns the struct, or None and all problems found. `root`: what it is a part of."""
     root = root or kind
-    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    fields = {field.encode_name: field for field in _fields(kind)}
     problems: list[Problem] = []
     values: dict[str, Any] = {}
     for key, raw in table.items():
@@ -127,13 +131,13 @@ def _did_you_mean(key: str, known: list[str], prefix: str, root: type[msgspec.St
 
 def _elsewhere(key: str, prefix: str, root: type[msgspec.Struct]) -> str:
     tables: dict[str, type[msgspec.Struct]] = {"": root}
-    for field in msgspec.structs.fields(root):
+    for field in _fields(root):
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             tables[f"{field.encode_name}."] = field.type
     found = [
         f"{table}{field.encode_name}"
         for table, kind in tables.items()
-        for field in msgspec.structs.fields(kind)
+        for field in _fields(kind)
         if table != prefix and field.encode_name == key
     ]
     return found[0] if found else ""

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from abliterate.contract.errors import AbliteratedError
 from abliterated.files import write_whole
-from abliterated.install.plan import Remove, Run, Say, Step, Wait, Write
+from abliterated.install.plan import IfFailed, Remove, Run, Say, Step, Wait, Write
 
 
 class InstallError(AbliteratedError):
@@ -99,6 +99,8 @@ def _do(step: Step, machine: Machine, say: Callable[[str], None], undo: list[Cal
     match step:
         case Say(text):
             say(f"note: {text}")
+        case IfFailed(argv):
+            undo.append(lambda: _quietly(machine, argv))
         case Write(path, text, why, mode):
             before = machine.read(path)
             if before == text:

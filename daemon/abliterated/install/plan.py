@@ -43,6 +43,13 @@ class Run:
 
 
 @dataclass(frozen=True)
+class IfFailed:
+    """Does nothing but remember a command for the case that a later step fails; the last remembered runs first."""
+
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Wait:
     """Until somebody answers on the port, or nobody does."""
 
@@ -61,7 +68,7 @@ class Say:
     text: str
 
 
-Step = Write | Remove | Run | Wait | Say
+Step = Write | Remove | Run | IfFailed | Wait | Say
 
 
 @dataclass(frozen=True)
@@ -215,21 +222,18 @@ def _mac(facts: Facts) -> list[Step]:
 def _moved_ollama(facts: Facts, manager: Sequence[str]) -> list[Step]:
     """Ollama goes to the port beside, by a drop-in: its own unit is its installer's. Then 11434 is free."""
     steps: list[Step] = []
+    reload, restart = (*manager, "daemon-reload"), (*manager, "restart", "ollama.service")
     if facts.ollama_unit:
+        # Taken back after the drop-in is gone, or Ollama would read it once more.
+        steps += [IfFailed(restart), IfFailed(reload)]
         steps.append(Write(_drop_in(facts), facts.texts["drop-in"], f"Ollama listens on {ASIDE_PORT} from now on"))
-    reload = (*manager, "daemon-reload")
-    steps.append(Run(reload, "tell systemd", undo=reload, if_changed=True))
+    steps.append(Run(reload, "tell systemd", if_changed=True))
     if facts.ollama_unit:
         steps += [
             Run(
                 (*manager, "stop", SERVICE, SOCKET), "an older one lets go of the port", may_fail=True, if_changed=True
             ),
-            Run(
-                (*manager, "restart", "ollama.service"),
-                "Ollama moves",
-                undo=(*manager, "restart", "ollama.service"),
-                if_changed=True,
-            ),
+            Run(restart, "Ollama moves", if_changed=True),
             Wait(ASIDE_PORT, True, f"Ollama answers on {ASIDE_PORT}", "systemctl status ollama"),
             Wait(
                 OLLAMA_PORT,

@@ -21,6 +21,10 @@ from abliterated.ollama.certify import Certificate
 LONGEST = 1800.0  # loading two large models from a slow disk; a demo's takes a second or two
 
 
+class CertificationUnfinished(EngineUnavailable):
+    """It took too long, or the process fell: another try may end, but not for ever so many."""
+
+
 async def certify_apart(
     url: str,
     model: str,
@@ -30,7 +34,8 @@ async def certify_apart(
     baked: bool = False,
     seconds: float = LONGEST,
 ) -> Certificate:
-    """The certificate of `model`. Raises EngineUnavailable where a later try may give one, else EngineRefused."""
+    """The certificate of `model`. Raises CertificationUnfinished where it gave none in time, EngineUnavailable where
+    the engine is away, else EngineRefused or NotFound."""
     command = [sys.executable, "-m", "abliterated.ollama.certify_run", "--url", url, "--model", model]
     command += ["--reference", reference] if reference else []
     command += ["--product", str(product)] if product else []
@@ -45,7 +50,7 @@ async def certify_apart(
     try:
         said, complaint = await asyncio.wait_for(process.communicate(), seconds)
     except TimeoutError as error:
-        raise EngineUnavailable(
+        raise CertificationUnfinished(
             f"{model}: its certification did not end in {seconds:.0f} s",
             remedy="The engine may be busy; it is tried again",
         ) from error
@@ -60,7 +65,7 @@ async def certify_apart(
         body = msgspec.json.decode(said, type=ErrorBody)
     except msgspec.MsgspecError as error:
         last = (complaint.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
-        raise EngineUnavailable(
+        raise CertificationUnfinished(
             f"{model}: the certifier ended with {process.returncode} ({last[:200]})", remedy="It is tried again"
         ) from error
     if body.exit_code == EngineUnavailable.exit_code:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from abliterated.pipeline.evaluation import Verdicts
     from abliterated.pipeline.session import Session
 
+FEW = "there are no more that were not measured; name more prompts, or a smaller prompts.count, to have more"
+
 
 @dataclass(frozen=True)
 class Told:
@@ -71,7 +73,8 @@ def ask_again(task: Task, source: Source, session: Session, before: Answers, pro
     metrics = compare(before, after, judged) | figures
     answers = kept_answers(asked, before, after) if recipe.evaluate.keep_answers else []
     suites = tuple(suite_figures(asked.suites, before, after))
-    return Told(metrics, answers, (*notes, *more, *_short_of(recipe, metrics)), suites)
+    few = fewer_asked(asked, recipe.evaluate.prompts, FEW)
+    return Told(metrics, answers, (*notes, *few, *more, *_short_of(recipe, metrics)), suites)
 
 
 def judged_answers(
@@ -101,6 +104,13 @@ def judged_answers(
             found.append(Verdicts(*classes))
     figures = {"judge_replies": float(replies), "judge_nonsense": float(nonsense)}
     return (found[0], found[1]), tuple(notes), figures
+
+
+def fewer_asked(asked: Asked, wanted: int, why: str) -> list[str]:
+    """A note where there were fewer prompts than an evaluation was asked for."""
+    found = {"harmful": len(asked.harmful), "harmless": len(asked.harmless)}
+    short = [f"{count} {kind}" for kind, count in found.items() if count < wanted]
+    return [f"the evaluation asked {' and '.join(short)} prompts and not {wanted}: {why}"] if short else []
 
 
 def _judge(task: Task) -> Served:

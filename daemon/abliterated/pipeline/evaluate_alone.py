@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from abliterate.contract.recipe import Evaluate, Run
 from abliterate.contract.report import Suite
+from abliterated.pipeline.asking import fewer_asked
 from abliterated.pipeline.evaluate import Answers, Asked, ask
 from abliterated.pipeline.evaluation import Verdicts, by_wording, closeness, rates, suite_figures
 from abliterated.pipeline.judge import judge_or_wording
@@ -89,7 +90,8 @@ def evaluate_model(
             verdicts, notes = _judged(questions.judge, questions.asked, answers, watch)
     figures = _figures(subject, questions.asked, answers, verdicts)
     figures["seconds"] = watch.seconds["evaluate"]
-    return Evaluated(figures, answers, verdicts, first, notes)
+    few = fewer_asked(questions.asked, questions.evaluate.prompts, "the sets hold no more")
+    return Evaluated(figures, answers, verdicts, first, (*few, *notes))
 
 
 def against(one: Evaluated, original: Evaluated) -> tuple[dict[str, float], list[str]]:
