@@ -39,7 +39,8 @@ class Handover:
         self._busy = busy
         self._evicted: dict[str, list[Any]] = {}
         self._unfinished: dict[str, int] = {}  # certifications that came to no end, by job
-        self._left: set[str] = set()  # names whose passing models could not be taken away when their jobs were cancelled
+        # Names whose passing models could not be taken away when their jobs were cancelled.
+        self._left: set[str] = set()
         self._clearing = asyncio.Lock()
 
     async def base(self, recipe: Recipe, target: str, folder: Path) -> tuple[str, str]:

@@ -234,4 +234,3 @@ def test_control_listens_on_loopback_and_never_on_ollama_s_port(listen: str) -> 
     with pytest.raises(RecipeError):
         listen_address(listen)
     assert listen_address("[::1]:7000") == ("::1", 7000)
-

@@ -57,7 +57,8 @@ def test_a_folder_gives_a_folder_with_its_papers(whole: Planted, tmp_path: Path)
     assert told["abliterated.content"] == result.content
     assert told["abliterated.direction.digest"] == result.direction["digest"]
     card = (product / "MODEL_CARD.md").read_text()
-    for said in ("whole", "apache-2.0", "`LICENSE`", result.direction["digest"], "| harmful prompts refused | 100.0% (", "undo"):
+    refused = "| harmful prompts refused | 100.0% ("
+    for said in ("whole", "apache-2.0", "`LICENSE`", result.direction["digest"], refused, "undo"):
         assert said in card
     for text in (card, json.dumps(told)):
         assert str(tmp_path) not in text

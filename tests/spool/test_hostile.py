@@ -42,6 +42,11 @@ def chained(path: Path) -> None:
     path.symlink_to("inner.toml")
 
 
+def full(path: Path) -> None:
+    path.mkdir()
+    write(path / "x.toml")
+
+
 def owned(path: Path) -> None:
     write(path)
     os.chown(path, 65534, 65534)
@@ -62,7 +67,7 @@ ENTRIES: list[tuple[str, Callable[[Path], None], bool]] = [
     ("fifo.toml", lambda p: os.mkfifo(p), False),
     ("socket.toml", bind, False),
     ("folder.toml", lambda p: p.mkdir(), False),
-    ("full.toml", lambda p: (p.mkdir(), write(p / "x.toml")) and None, False),
+    ("full.toml", full, False),
     ("zero-device.toml", device, False),
     ("stranger.toml", owned, False),
     ("world.toml", lambda p: write(p, mode=0o666), False),

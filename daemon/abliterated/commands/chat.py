@@ -58,9 +58,9 @@ def _mix(parser: argparse.ArgumentParser) -> None:
         try:
             return parser.parse_known_intermixed_args(args, namespace)
         finally:
-            parser.parse_known_args = mixed  # type: ignore[method-assign,assignment]
+            parser.parse_known_args = mixed  # type: ignore[method-assign]
 
-    parser.parse_known_args = mixed  # type: ignore[method-assign,assignment]
+    parser.parse_known_args = mixed  # type: ignore[method-assign]
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The control API over TCP, where `[control] tcp` asks for it: the same routes behind the guard. Never on Ollama's port.
+"""The control API over TCP, where `[control] tcp` asks for it: same routes, behind the guard, never on Ollama's port.
 
 Does not know what the routes do.
 """

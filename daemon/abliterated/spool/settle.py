@@ -2,8 +2,8 @@
 
 A file that reads as a recipe and that nobody writes any more, as the kernel says, is accepted at once; where the kernel
 doesn't say, after QUIET seconds without a change. While somebody has it open for writing, and while it doesn't read as
-a recipe, it is given PATIENCE seconds of quiet: editors save halves, networks copy chunks, and half a recipe may read as
-a whole one.
+a recipe, it is given PATIENCE seconds of quiet: editors save halves, networks copy chunks, and half a recipe may read
+as a whole one.
 """
 
 from __future__ import annotations

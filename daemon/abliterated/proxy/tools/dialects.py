@@ -49,10 +49,11 @@ def _one(value: Any, names: Names) -> tuple[str, dict[str, Any]] | None:
     inner = value.get("function")
     if isinstance(inner, dict):
         value = inner
-    name = next((value[key] for key in _NAME_KEYS if isinstance(value.get(key), str)), inner if isinstance(inner, str) else None)
+    fallback = inner if isinstance(inner, str) else None
+    name = next((value[key] for key in _NAME_KEYS if isinstance(value.get(key), str)), fallback)
     if name not in names or set(value) - {*_NAME_KEYS, *_ARGUMENT_KEYS} - _OTHER_KEYS:
         return None
-    arguments = next((value[key] for key in _ARGUMENT_KEYS if key in value), {})
+    arguments: Any = next((value[key] for key in _ARGUMENT_KEYS if key in value), {})
     if isinstance(arguments, str):
         arguments = _json(arguments)
     if arguments is None:
@@ -131,7 +132,9 @@ def _starts_one(text: str, names: Names) -> bool:
 
 _FUNCTION: Final = re.compile(r"\s*<function=([^>\s]+)>(.*)</function>\s*", re.DOTALL)
 _PARAMETER: Final = re.compile(r"\s*<parameter=([^>\n]+)>(.*?)</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
-_KEY_VALUE: Final = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*(?=<arg_key>|\Z)", re.DOTALL)
+_KEY_VALUE: Final = re.compile(
+    r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*(?=<arg_key>|\Z)", re.DOTALL
+)
 
 
 def _pairs(pattern: re.Pattern[str], text: str) -> dict[str, Any] | None:
@@ -284,9 +287,7 @@ KEY_VALUES: Final = Dialect("key-values", ("<tool_call>",), "</tool_call>", pars
 BRACKETED: Final = Dialect("bracketed", ("[TOOL_CALLS]",), "", parse_bracketed, begins_bracketed)
 WIDE_BARS: Final = Dialect("wide-bars", ("<｜tool▁calls▁begin｜>",), "<｜tool▁calls▁end｜>", parse_wide_bars, _always)
 LISTED: Final = Dialect("listed", ("<|tool_call|>",), "", parse_json, begins_json)
-PYTHONIC: Final = Dialect(
-    "pythonic", ("<|tool_call_start|>",), "<|tool_call_end|>", parse_pythonic, begins_pythonic
-)
+PYTHONIC: Final = Dialect("pythonic", ("<|tool_call_start|>",), "<|tool_call_end|>", parse_pythonic, begins_pythonic)
 BARE_JSON: Final = Dialect("bare-json", ("<|python_tag|>", "{"), "", parse_json, begins_json, bare=True)
 TOOLCALL: Final = Dialect("toolcall", ("<TOOLCALL>",), "</TOOLCALL>", parse_json, begins_json)
 

@@ -37,7 +37,8 @@ def _types(schema: Any) -> frozenset[str]:
     if not isinstance(schema, Mapping):
         return frozenset()
     told = schema.get("type")
-    found = {told} if isinstance(told, str) else {one for one in told if isinstance(one, str)} if isinstance(told, list) else set()
+    among = told if isinstance(told, list) else [told]
+    found = {one for one in among if isinstance(one, str)}
     for key in ("anyOf", "oneOf"):
         for one in schema.get(key) or ():
             found |= _types(one)
