@@ -252,6 +252,7 @@ def main() -> int:
     )
     parser.add_argument("--model", action="append", choices=(*ZOO, REFUSER), help="these alone")
     parser.add_argument("--seeds", type=int, help="so many seeds on each model (default: 3 on the first, then 1)")
+    parser.add_argument("--seed", type=int, action="append", help="these seeds, rather than the first so many")
     parser.add_argument(
         "--heretic-trials", type=int, default=search_heretic.DEFAULT_TRIALS, help="fewer, to try it out"
     )
@@ -270,7 +271,8 @@ def main() -> int:
         print(table(models))
         return 0
     for number, name in enumerate(options.model or (*ZOO, REFUSER)):
-        seeds = SEEDS[: options.seeds] if options.seeds else SEEDS if number == 0 and not options.model else SEEDS[:1]
+        few = options.seeds or (len(SEEDS) if number == 0 and not options.model else 1)
+        seeds = options.seed or SEEDS[:few]
         runs = [compared(subject(name), seed, options) for seed in seeds]
         if "ours" in options.side:
             models[name] = figures(runs)

@@ -56,7 +56,8 @@ start here:
 
 exit codes:
   0 done · 1 failed · 2 a recipe or an option is wrong · 4 disk · 6 conflict · 7 no such job
-  69 the daemon does not answer · 86 cancelled · 124 waited too long · 130 interrupted
+  8 done, but short of search.refusal_target · 69 the daemon does not answer · 86 cancelled
+  124 waited too long · 130 interrupted
 
 `abliterate VERB --help` explains a verb, with examples.
 """

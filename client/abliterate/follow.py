@@ -24,13 +24,16 @@ POLL: Final = 1.0
 
 # How `wait` and every `--watch` of one job exit.
 EXIT_CODES: Final = {"succeeded": 0, "failed": 1, "rejected": 2, "cancelled": 86}
+SHORT_OF_TARGET: Final = 8
 TIMED_OUT: Final = 124
 
 
 def exit_code(jobs: Sequence[JobView]) -> int:
-    """The worst of the outcomes: failed, then rejected, then cancelled."""
+    """The worst of the outcomes: failed, then rejected, then cancelled, then delivered but short of its target."""
     codes = {EXIT_CODES.get(job.state, 1) for job in jobs}
-    return next((code for code in (1, 2, 86) if code in codes), 0)
+    if any(job.state == "succeeded" and job.result and job.result.short_of_target > 0 for job in jobs):
+        codes.add(SHORT_OF_TARGET)
+    return next((code for code in (1, 2, 86, SHORT_OF_TARGET) if code in codes), 0)
 
 
 class Feed:

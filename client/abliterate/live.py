@@ -115,6 +115,8 @@ def closing_line(job: JobView) -> str:
         before, after = (job.result.metrics.get(f"refusal_{when}") for when in ("before", "after"))
         if before is not None and after is not None:
             parts.append(f"refusal {before:.0%} → {after:.0%}")
+        if job.result.short_of_target:
+            parts.append(f"{job.result.short_of_target:.1%} above the target")
     if job.failure is not None and job.failure.remedy:
         parts.append(f"→ {job.failure.remedy}")
     return clean(" · ".join([*parts, took] if took else parts))

@@ -25,7 +25,7 @@ from abliterate.contract.errors import AbliteratedError, DiskError, NotFound, Re
 from abliterate.contract.messages import EngineView, Task
 from abliterate.contract.paths import Home
 from abliterate.contract.recipe import Recipe
-from abliterated import __version__, succession
+from abliterated import __version__, refuser, succession
 from abliterated.care import Care
 from abliterated.config import EngineKind, engine_kind, prepare_home, surroundings, unserved, until_listening
 from abliterated.control.care import routes as care_routes
@@ -132,7 +132,8 @@ class App:
             ledger,
             dispatcher,
             self.home.jobs,
-            roots=self.config.paths.models,
+            # The demo's own prompts come with the program, and hold nothing of anybody's.
+            roots=[*self.config.paths.models, str(refuser.files().model.parent)],
             engine=self.engine_view,
             proxy_address=self._front.address(),
             proxy_numbers=self._front.numbers,

@@ -116,6 +116,8 @@ def check_spooled(recipe: Recipe, roots: list[str]) -> None:
         value = getattr(recipe.prompts, key)
         named[f"prompts.{key}"] = [value] if isinstance(value, str) else list(value)
     named["prompts.atoms"] = list(recipe.prompts.atoms)
+    # A suite's bare name is one of those built in; what else is written there is a file.
+    named["evaluate.suites"] = [name for name in recipe.evaluate.suites if not name.replace("-", "").isalpha()]
     allowed = [local_path(root).resolve() for root in roots]
     for key, values in named.items():
         for value in values:

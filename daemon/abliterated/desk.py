@@ -6,6 +6,7 @@ Joins the rooms `jobs`, `spool` and `control` without their knowing each other; 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -92,7 +93,7 @@ class QueueDesk:
         known = await self._ledger.do(Journal.ids)
         await asyncio.to_thread(_remove_unknown, self._jobs, known)
         active = await self._ledger.do(Journal.active)
-        await asyncio.to_thread(_remove_half_written, [self._jobs / job.id for job in active])
+        await asyncio.to_thread(_remove_half_written, [self._jobs / job.id for job in active], self._rejected)
         ended = await self._ledger.do(Journal.last_ended)
         await asyncio.to_thread(_remove_products, self._jobs, ended)
 
@@ -176,7 +177,8 @@ class QueueDesk:
     async def keep_clean(self) -> None:
         """Once a day, as long as the daemon runs."""
         while True:
-            await self.clean(None)
+            with contextlib.suppress(DiskError):  # a journal without room forgets another day
+                await self.clean(None)
             await asyncio.sleep(86_400)
 
     async def drain(self) -> None:
@@ -224,7 +226,8 @@ def _remove_unknown(jobs: Path, known: set[str]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_half_written(folders: list[Path]) -> None:
+def _remove_half_written(folders: list[Path], rejected: Path) -> None:
+    remove_leftovers(rejected)
     for folder in folders:
         for place in (folder, folder / "work", folder / "out"):
             remove_leftovers(place)

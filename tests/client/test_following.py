@@ -46,6 +46,18 @@ def test_wait_exits_by_the_outcome(daemon: FakeDaemon, run: Run, states: list[st
     assert [view["state"] for view in json.loads(run("wait", *IDS[: len(states)], "--json").stdout)["jobs"]] == states
 
 
+def test_a_job_short_of_its_target_is_done_and_told_apart(daemon: FakeDaemon, run: Run) -> None:
+    short = Result(product="m.gguf", format="gguf", short_of_target=0.97)
+    daemon.put(make_job(0, state="succeeded", result=short))
+    daemon.put(make_job(1, state="succeeded"))
+    daemon.put(make_job(2, state="cancelled"))
+    done = run("wait", *IDS[:2])
+    assert done.returncode == 8, done.stderr
+    assert "succeeded: qwen3-abliterated:8b · 97.0% above the target" in done.stdout
+    assert run("wait", *IDS[:3]).returncode == 86
+    assert run("wait", IDS[1]).returncode == 0
+
+
 def test_wait_returns_when_the_job_ends(daemon: FakeDaemon, start: Start) -> None:
     daemon.put(make_job(0))
     process = start("wait", IDS[0][-6:])

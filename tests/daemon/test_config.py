@@ -10,7 +10,7 @@ import pytest
 from abliterate.contract.config import Config, EngineSettings, Jobs
 from abliterate.contract.errors import DiskError, RecipeError
 from abliterate.contract.paths import Home
-from abliterate.contract.recipe import Direction, Prompts, Recipe
+from abliterate.contract.recipe import Direction, Evaluate, Prompts, Recipe
 from abliterated.config import Surroundings, check_spooled, engine_kind, prepare_home, unserved
 
 
@@ -58,6 +58,8 @@ def test_a_spooled_recipe_names_only_what_lies_under_the_roots(tmp_path: Path) -
         Recipe(model="ollama:m", prompts=Prompts(harmful=["builtin", "/etc/passwd"])),
         Recipe(model="ollama:m", direction=Direction(method="file", file="/srv/d.pt")),
         Recipe(model="m.gguf"),
+        Recipe(model="ollama:m", evaluate=Evaluate(suites=["extraction", "/etc/passwd"])),
+        Recipe(model="ollama:m", evaluate=Evaluate(suites=["secrets.jsonl"])),
     ):
         with pytest.raises(RecipeError) as caught:
             check_spooled(recipe, [str(root)])

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from abliterated.engine import options
 from abliterated.engine.create import check_template
-from abliterated.engine.errors import Refused
 from abliterated.engine.models import parameter_size
 from abliterated.engine.origins import host_allowed, origin_allowed
 from abliterated.engine.store import read_digest, read_name
+from abliterated.shapes.refusals import Refused
 
 
 @pytest.mark.parametrize(

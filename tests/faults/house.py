@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from abliterated.jobs.dispatcher import Dispatcher
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
 from abliterated.jobs.scheduler import Device
+from abliterated.ollama.client import EngineDiskFull
+from abliterated.spool.settle import PATIENCE
 from abliterated.spool.tray import Tray
 
 
@@ -144,7 +147,10 @@ class MiniDaemon:
         product = out / result.product
         if hashlib.sha256(product.read_bytes()).hexdigest() != result.digest:
             raise AbliteratedError("the product is not what the worker made")
-        await asyncio.to_thread(self.engine.create, job.target, product)
+        try:
+            await asyncio.to_thread(self.engine.create, job.target, product)
+        except OSError as error:
+            raise EngineDiskFull(str(error)) from error  # as an engine says it
         return result
 
     async def serve(self, seconds: float = 30) -> None:
@@ -159,14 +165,16 @@ class MiniDaemon:
             proxy_address="",
             proxy_numbers=dict,
             tell=lambda job: None,
+            rejected=self.rejected,
         )
         await desk.sweep()
         tray = Tray(self.incoming, self.rejected, desk.check, desk.accept, desk.gone)
+        patience = itertools.count(0, PATIENCE + 1)  # what is bad is given its quiet seconds, on a clock that jumps
         running = asyncio.create_task(self.dispatcher.run())
         try:
             async with asyncio.timeout(seconds):
                 while not running.done():
-                    await asyncio.to_thread(tray.scan)
+                    await asyncio.to_thread(tray.scan, lambda: float(next(patience)))
                     jobs = await self.ledger.do(Journal.jobs)
                     if not any(self.incoming.glob("*.toml")) and all(job.state in TERMINAL for job in jobs):
                         break

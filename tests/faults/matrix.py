@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from faults.house import MiniDaemon, product_of
 from faults.power import PowerCut
 
 RECIPES = 2
+REJECTED = {"bad.toml", "bad.reason.txt", "bad.reason.json"}
+BAD = b'modle = "ollama:m"\n'
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def drop(root: Path, count: int = RECIPES) -> dict[str, bytes]:
     incoming = root / "incoming"
     incoming.mkdir(parents=True, exist_ok=True)
     recipes = {f"r{n}": f'model = "ollama:base{n}"\n'.encode() for n in range(count)}
-    for label, data in recipes.items():
+    for label, data in [*recipes.items(), ("bad", BAD)]:
         hidden = incoming / f".{label}.tmp"
         hidden.write_bytes(data)
         hidden.chmod(0o640)
@@ -53,7 +55,16 @@ def drop(root: Path, count: int = RECIPES) -> dict[str, bytes]:
     return recipes
 
 
-def child(root: Path, death: Death | None, power: str, seed: int, action: str = "kill") -> int:
+@dataclass(frozen=True)
+class Way:
+    """How a story goes: what the disk does at a death (`power`), what happens there, and which care is left out."""
+
+    power: str = ""
+    action: str = "kill"
+    sabotage: str = ""
+
+
+def child(root: Path, death: Death | None, way: Way, seed: int) -> int:
     """Run one daemon in a fork, to its death or its end; returns the wait status."""
     pid = os.fork()
     if pid:
@@ -61,12 +72,14 @@ def child(root: Path, death: Death | None, power: str, seed: int, action: str = 
     code = 70
     try:
         cut = None
-        if power:
-            luck = random.Random(seed) if power == "lucky" else None
+        if way.power:
+            luck = random.Random(seed) if way.power == "lucky" else None
             cut = PowerCut(root, root.with_name(root.name + ".grave"), luck)
             cut.install()
+        if way.sabotage:
+            SABOTAGES[way.sabotage]()
         if death is not None:
-            _arm(death, cut, action)
+            _arm(death, cut, way.action)
         asyncio.run(MiniDaemon(root).serve())
         code = 0
     except BaseException:
@@ -92,6 +105,48 @@ def _arm(death: Death, cut: PowerCut | None, action: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     failpoints.hook(reached)
+
+
+def _forgets_claims() -> None:
+    Journal.claimed = lambda self, claim: None  # type: ignore[method-assign]
+
+
+def _unlinks_first() -> None:
+    from abliterated.spool import tray
+
+    accept = tray.Tray._accept
+
+    def hasty(self: tray.Tray, folder: int, entry: tray.Entry, recipe: tray.Recipe) -> float | None:
+        tray.remove_entry(folder, entry)
+        return accept(self, folder, entry, recipe)
+
+    tray.Tray._accept = hasty  # type: ignore[method-assign]
+
+
+def _files_unsynced() -> None:
+    real = os.fsync
+    os.fsync = lambda fd: real(fd) if os.path.isdir(f"/proc/self/fd/{int(fd)}") else None
+
+
+def _folders_unsynced() -> None:
+    real = os.fsync
+    os.fsync = lambda fd: None if os.path.isdir(f"/proc/self/fd/{int(fd)}") else real(fd)
+
+
+def _trusts_the_engine() -> None:
+    from abliterated.jobs import registrations
+
+    registrations._all_on_disk = lambda: None
+
+
+# Each leaves one care out of the daemon; a matrix worth its name finds what that loses.
+SABOTAGES: dict[str, Callable[[], None]] = {
+    "forgets-claims": _forgets_claims,
+    "unlinks-first": _unlinks_first,
+    "files-unsynced": _files_unsynced,
+    "folders-unsynced": _folders_unsynced,
+    "trusts-the-engine": _trusts_the_engine,
+}
 
 
 def traced(work: Path) -> list[str]:
@@ -135,7 +190,10 @@ def problems(root: Path, recipes: dict[str, bytes]) -> list[str]:
     wanted = {f"{job.target.replace(':', '_')}": product_of(job.model) for job in jobs}
     if made != wanted:
         found.append(f"wrong models: {sorted(made)} for {sorted(wanted)}")
-    left = [p.name for p in (root / "incoming").iterdir()] + [p.name for p in (root / "rejected").iterdir()]
+    left = [p.name for p in (root / "incoming").iterdir()]
+    rejected = {p.name: p.read_bytes() for p in (root / "rejected").iterdir()}
+    if set(rejected) != REJECTED or rejected["bad.toml"] != BAD or b"modle" not in rejected["bad.reason.txt"]:
+        found.append(f"wrong reason: {sorted(rejected)}")
     left += [str(p) for p in (root / "jobs").rglob("*.tmp")] + [str(p) for p in (root / "jobs").rglob("*.gguf")]
     left += [p.name for p in (root / "jobs").iterdir() if p.name not in {job.id for job in jobs}]
     if left:
@@ -150,18 +208,18 @@ def MiniDaemonModels(root: Path) -> dict[str, bytes]:
     return CarelessEngine(root / "engine").models()
 
 
-def run(work: Path, deaths: Iterable[Death], power: str, seed: int, action: str = "kill") -> tuple[list[str], int]:
+def run(work: Path, deaths: Iterable[Death], way: Way, seed: int) -> tuple[list[str], int]:
     """One story: a death after the other, then a run to the end. What is wrong, and how many deaths happened."""
     root = work / f"run{seed}"
     recipes = drop(root)
     died = 0
     for number, death in enumerate(deaths):
-        status = child(root, death, power, seed * 10 + number, action)
+        status = child(root, death, way, seed * 10 + number)
         if os.WIFSIGNALED(status):
             died += 1
-        elif os.WEXITSTATUS(status) == 70 and action == "kill":
+        elif os.WEXITSTATUS(status) == 70 and way.action == "kill":
             return [f"a daemon fell: {death}"], died
-    status = child(root, None, "", 0)
+    status = child(root, None, Way(sabotage=way.sabotage), 0)
     found = problems(root, recipes) if status == 0 else [f"the last daemon ended with {status}"]
     if not found:
         shutil.rmtree(root)
@@ -190,7 +248,9 @@ def main() -> int:
     parser.add_argument("--power", choices=("", "strict", "lucky"), default="")
     parser.add_argument("--action", choices=("kill", "enospc"), default="kill")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sabotage", choices=("", *SABOTAGES), default="", help="leave a care out: it must be found")
     options = parser.parse_args()
+    way = Way(options.power, options.action, options.sabotage)
     begun = time.monotonic()
     wrong: list[str] = []
     # Thousands of runs: in memory where that can be had; what is durable there, PowerCut decides.
@@ -202,9 +262,11 @@ def main() -> int:
         for number, story in enumerate(stories(trace, options.kills, options.random, options.seed), 1):
             if options.action == "enospc" and not all(d.name.startswith(("write.", "desk.")) for d in story):
                 continue
-            found, died = run(work, story, options.power, number, options.action)
+            found, died = run(work, story, way, number)
             runs, deaths = runs + 1, deaths + died
             wrong += [f"{story}: {one}" for one in found]
+            if wrong and options.sabotage:
+                break
     told = {
         "points": len(set(trace)),
         "places": len(trace),

@@ -24,6 +24,7 @@ exit codes:
   1    a job failed                    (of several outcomes, the first in this order counts)
   2    a job's recipe was rejected
   86   a job was cancelled
+  8    all are done, but one's model refuses more than its search.refusal_target allows
   124  --timeout passed before all had ended
   7    no such job
   69   the daemon does not answer, or stopped answering for a minute

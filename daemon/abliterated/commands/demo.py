@@ -14,9 +14,11 @@ EXAMPLES = """\
 examples:
   abliterated demo
   abliterated demo --engine embedded --json
+  abliterated demo --load                       only bring the model into your Ollama, and write its recipe
   abliterated demo --export refuser.gguf        only write the model, and prompts in its vocabulary beside it
 
-Everything runs in a temporary home on free ports; a real Ollama is started privately, never yours.
+Everything runs in a temporary home on free ports; a real Ollama is started privately, never yours. Only --load asks
+the engine that is there: $OLLAMA_HOST, the proxy or upstream of the configuration, or port 11434.
 exit codes: 0 as expected; 1 it ran, but the figures are not as expected; others as for `abliterated work`."""
 
 
@@ -27,6 +29,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: a real Ollama where one is on PATH (or in OLLAMA_BIN), the embedded engine elsewhere",
     )
+    parser.add_argument("--load", action="store_true", help="only bring the model in, and write refuser.toml here")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file, for --load")
     parser.add_argument("--export", type=Path, metavar="F.gguf", help="only write the model, with its prompts")
     parser.add_argument(
         "--out", type=Path, default=Path(".demo"), metavar="DIR", help="where result.json goes (default .demo)"
@@ -40,6 +44,13 @@ def run(options: argparse.Namespace) -> int:
 
         for path in refuser.export(options.export):
             sys.stdout.write(f"{path}\n")
+        return 0
+    if options.load:
+        from abliterated.demo.loading import RECIPE, load_demo
+
+        recipe = load_demo(Path(RECIPE), options.config)
+        sys.stdout.write(f"{recipe}\n")
+        sys.stderr.write(f"  → abliterate submit {recipe} --watch\n")
         return 0
     from abliterated.demo.story import as_expected, tell_story
     from abliterated.demo.telling import Teller

@@ -86,9 +86,14 @@ def tell_story(wanted: str, result_file: Path, teller: Teller) -> dict[str, Any]
 
 
 async def bring_model(here: Place) -> str:
-    """Make `refuser:latest` through the proxy, as `ollama create` would; returns the engine's version."""
+    """Make `refuser:latest` through the proxy; returns the engine's version."""
+    return await bring(here.proxy)
+
+
+async def bring(url: str) -> str:
+    """Make `refuser:latest` there, as `ollama create` would; returns the engine's version."""
     data = refuser.files()
-    async with OllamaClient(here.proxy) as client:
+    async with OllamaClient(url) as client:
         digest = await client.push_blob(data.model)
         await client.create(
             {

@@ -11,30 +11,9 @@ from typing import Any
 
 import msgspec
 
-from abliterated.engine.completion import ToolCall
-from abliterated.engine.errors import Refused
 from abliterated.engine.models import Model
-
-
-class Function(msgspec.Struct, frozen=True):
-    name: str = ""
-    arguments: dict[str, Any] | None = None
-    index: int | None = None
-
-
-class Call(msgspec.Struct, frozen=True):
-    function: Function
-    id: str | None = None
-
-
-class Message(msgspec.Struct, frozen=True):
-    role: str
-    content: str | None = None
-    thinking: str | None = None
-    images: list[str] | None = None
-    tool_calls: list[Call] | None = None
-    tool_name: str | None = None
-    tool_call_id: str | None = None
+from abliterated.shapes.refusals import Refused
+from abliterated.shapes.talk import Call, Message
 
 
 def messages(model: Model, asked: Sequence[Message]) -> list[dict[str, Any]]:
@@ -79,11 +58,6 @@ def _content(model: Model, message: Message) -> Any:
 def _call(call: Call, identity: str) -> dict[str, Any]:
     arguments = json.dumps(call.function.arguments or {}, ensure_ascii=False)
     return {"id": identity, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
-
-
-def told(call: ToolCall, index: int) -> dict[str, Any]:
-    """A call as Ollama tells it: arguments are an object."""
-    return {"id": call.id, "function": {"index": index, "name": call.name, "arguments": call.arguments}}
 
 
 def thinking(model: Model, asked: str, think: bool | str | None) -> dict[str, Any]:

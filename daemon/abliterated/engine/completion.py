@@ -8,44 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
-from abliterated.engine.errors import ContextExceeded, Refused, RunnerGone
+from abliterated.engine.errors import ContextExceeded, RunnerGone
 from abliterated.engine.pool import Runner
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    id: str
-    name: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some of the answer; a call comes whole, after the text."""
-
-    content: str = ""
-    thinking: str = ""
-    calls: tuple[ToolCall, ...] = ()
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The last of an answer: why it ended (stop, length) and what it cost. Durations in nanoseconds."""
-
-    reason: str
-    prompt_tokens: int = 0
-    tokens: int = 0
-    prompt_nanoseconds: int = 0
-    nanoseconds: int = 0
-
-
-Events = AsyncGenerator[Piece | End, None]
+from abliterated.shapes.refusals import Refused
+from abliterated.shapes.talk import End, Events, Piece, ToolCall
 
 
 async def ask(runner: Runner, path: str, body: dict[str, Any]) -> Any:

@@ -18,10 +18,10 @@ import msgspec
 
 from abliterate.contract.errors import ModelError
 from abliterate.contract.names import ModelName
-from abliterated.engine.errors import Refused
 from abliterated.engine.header import Header
 from abliterated.engine.models import Config, Library, parameter_size
 from abliterated.engine.store import CONFIG, Layer, Manifest, Store, read_digest, read_name
+from abliterated.shapes.refusals import Refused
 
 Tell = Callable[[str], None]
 Probe = Callable[[Path], Awaitable[None]]

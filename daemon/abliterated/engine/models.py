@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 
 from abliterate.contract.errors import AbliteratedError
-from abliterated.engine.errors import Refused
 from abliterated.engine.header import Header, read_header
 from abliterated.engine.store import Store, Stored, json_blob
+from abliterated.shapes.refusals import Refused
 
 # What opens and closes a thought in a template whose thoughts llama.cpp splits off; Ollama looks for the first alone.
 _THOUGHTS = (

@@ -17,13 +17,14 @@ from aiohttp import web
 from abliterate.contract.errors import ModelError
 from abliterated.engine import show
 from abliterated.engine.create import CreateRequest, check
-from abliterated.engine.errors import Refused, model_not_found
+from abliterated.engine.errors import model_not_found
 from abliterated.engine.header import read_header
 from abliterated.engine.models import Model
 from abliterated.engine.ollama_api import SERVICE
 from abliterated.engine.replies import answer, ndjson, read
 from abliterated.engine.service import Service
 from abliterated.engine.store import Stored, read_digest, read_name
+from abliterated.shapes.refusals import Refused
 
 # The generation whose API this is. A pre-release of 0.30.1 orders above 0.30.0, which a client may ask for as the
 # least; clients that split at '-' or compare by semantic versions both read it.

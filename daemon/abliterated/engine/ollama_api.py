@@ -5,40 +5,22 @@ Does not know: the store's layout, llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from abliterated.engine import chat, options
-from abliterated.engine.completion import End, Piece
-from abliterated.engine.errors import Refused
+from abliterated.engine import options
 from abliterated.engine.models import Model
 from abliterated.engine.replies import answer, ndjson, read
 from abliterated.engine.service import Clock, Question, Service
+from abliterated.shapes import ollama
+from abliterated.shapes.ollama import ChatRequest, Request, now
+from abliterated.shapes.refusals import Refused
+from abliterated.shapes.talk import End, Message
 
 SERVICE = web.AppKey("service", Service)
-
-
-class Request(msgspec.Struct, frozen=True, rename={"debug": "_debug_render_only"}):
-    model: str | None = None
-    stream: bool | None = None
-    format: Any = None
-    keep_alive: str | float | None = None
-    options: dict[str, Any] | None = None
-    think: bool | str | None = None
-    truncate: bool | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    debug: bool | None = None
-
-
-class ChatRequest(Request, frozen=True):
-    messages: list[chat.Message] | None = None
-    tools: list[dict[str, Any]] | None = None
 
 
 class GenerateRequest(Request, frozen=True):
@@ -59,10 +41,6 @@ class EmbedRequest(msgspec.Struct, frozen=True):
     options: dict[str, Any] | None = None
     truncate: bool | None = None
     dimensions: int | None = None
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 def question(request: Request, model: Model, **more: Any) -> Question:
@@ -89,7 +67,7 @@ async def chat_route(http: web.Request) -> web.StreamResponse:
     asked.check("chat")
     if not request.messages:
         return await _only_load(service, asked, {"message": {"role": "assistant", "content": ""}})
-    return await _answer(http, request, asked, lambda text: {"message": {"role": "assistant", **text}}, "content")
+    return await _answer(http, request, asked, ollama.as_message, "content")
 
 
 async def generate_route(http: web.Request) -> web.StreamResponse:
@@ -112,9 +90,9 @@ async def generate_route(http: web.Request) -> web.StreamResponse:
         system = "" if request.raw or bare else request.system or model.system
         asked = question(request, model, prompt=f"{system}\n\n{prompt}" if system else prompt)
     else:
-        turns = [chat.Message("user", prompt, images=request.images)]
+        turns = [Message("user", prompt, images=request.images)]
         if request.system:
-            turns.insert(0, chat.Message("system", request.system))
+            turns.insert(0, Message("system", request.system))
         asked = question(request, model, messages=turns)
     asked.check("generate")
     if not prompt and not request.images:
@@ -178,58 +156,15 @@ async def _only_load(service: Service, asked: Question, empty: dict[str, Any]) -
     return answer({"model": asked.asked, "created_at": now(), **empty, "done": True, "done_reason": reason})
 
 
-async def _answer(http: web.Request, request: Request, asked: Question, wrap: Any, key: str) -> web.StreamResponse:
+async def _answer(
+    http: web.Request, request: Request, asked: Question, wrap: ollama.Wrap, key: str
+) -> web.StreamResponse:
     service, clock = http.app[SERVICE], Clock()
     if request.debug:
         debug = {"rendered_template": await service.render(asked), "image_count": 0}
         return answer({"model": asked.asked, "created_at": now(), "_debug_info": debug})
-    lines = _lines(service, asked, clock, wrap, key)
-    async with aclosing(lines):
+    async with aclosing(service.answer(asked, clock)) as pieces:
+        lines = ollama.lines(asked.asked, pieces, wrap, key, clock.counters)
         if request.stream is not False:
             return await ndjson(http, lines)
-        return answer(await _whole(lines, key))
-
-
-async def _lines(
-    service: Service, asked: Question, clock: Clock, wrap: Any, key: str
-) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(service.answer(asked, clock)) as events:
-        async for event in events:
-            line: dict[str, Any] = {"model": asked.asked, "created_at": now()}
-            if isinstance(event, End):
-                yield {**line, **wrap({key: ""}), "done": True, "done_reason": event.reason, **clock.counters(event)}
-            else:
-                yield {**line, **wrap(_text(event, key)), "done": False, **_logprobs(event)}
-
-
-def _text(piece: Piece, key: str) -> dict[str, Any]:
-    text: dict[str, Any] = {key: piece.content}
-    if piece.thinking:
-        text["thinking"] = piece.thinking
-    if piece.calls:
-        text["tool_calls"] = [chat.told(call, index) for index, call in enumerate(piece.calls)]
-    return text
-
-
-def _logprobs(piece: Piece) -> dict[str, Any]:
-    return {"logprobs": piece.logprobs} if piece.logprobs else {}
-
-
-async def _whole(lines: AsyncGenerator[dict[str, Any], None], key: str) -> dict[str, Any]:
-    """The stream's lines as the one object of `stream: false`."""
-    content, thinking, calls, logprobs, last = "", "", [], [], {}
-    async for last in lines:
-        part = last.get("message", last)
-        content += part.get(key, "")
-        thinking += part.get("thinking", "")
-        calls += part.get("tool_calls", [])
-        logprobs += last.get("logprobs", [])
-    part = last.get("message", last)
-    part[key] = content
-    if thinking:
-        part["thinking"] = thinking
-    if calls:
-        part["tool_calls"] = calls
-    if logprobs:
-        last["logprobs"] = logprobs
-    return last
+        return answer(await ollama.whole(lines, key))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from abliterated.engine.errors import Refused
+from abliterated.shapes.refusals import Refused
 
 KEEP_ALIVE = 300.0  # seconds a model stays loaded after its last answer
 CONTEXT = 4096

@@ -24,9 +24,10 @@ from typing import Any
 
 import aiohttp
 
-from abliterated.engine.errors import LoadFailed, Refused, RunnerDied
+from abliterated.engine.errors import LoadFailed, RunnerDied
 from abliterated.engine.options import Load
 from abliterated.engine.runner import Settings
+from abliterated.shapes.refusals import Refused
 
 log = logging.getLogger(__name__)
 

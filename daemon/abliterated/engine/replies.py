@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from abliterated.engine.errors import Refused, anthropic_shape, ollama_shape, openai_shape, refusal
+from abliterated.engine.errors import refusal
+from abliterated.shapes.refusals import Refused, anthropic_shape, ollama_shape, openai_shape
 
 T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode

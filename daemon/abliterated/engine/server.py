@@ -12,10 +12,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from abliterated.engine import messages_api, models_api, ollama_api, openai_api, responses_api
-from abliterated.engine.errors import Refused, anthropic_shape, ollama_shape, openai_shape, refusal
+from abliterated.engine.errors import refusal
 from abliterated.engine.origins import host_allowed, origin_allowed
 from abliterated.engine.replies import answer
 from abliterated.engine.service import Service
+from abliterated.shapes.refusals import Refused, anthropic_shape, ollama_shape, openai_shape
 
 log = logging.getLogger(__name__)
 

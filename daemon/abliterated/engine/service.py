@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from abliterated.engine import chat, completion, options
-from abliterated.engine.completion import End, Events
 from abliterated.engine.create import Creator
-from abliterated.engine.errors import ContextExceeded, Refused, RunnerGone
+from abliterated.engine.errors import ContextExceeded, RunnerGone
 from abliterated.engine.models import Library, Model
 from abliterated.engine.pool import Pool, Want
 from abliterated.engine.store import Store
+from abliterated.shapes.refusals import Refused
+from abliterated.shapes.talk import End, Events, Message
 
 _MEAN = 1
 
@@ -48,7 +49,7 @@ class Question:
 
     model: Model
     asked: str  # the name as the request spelled it
-    messages: Sequence[chat.Message] = ()
+    messages: Sequence[Message] = ()
     prompt: str | None = None
     tools: Sequence[Any] = ()
     think: bool | str | None = None

@@ -23,8 +23,9 @@ import msgspec
 
 from abliterate.contract.errors import ModelError, RecipeError
 from abliterate.contract.names import ModelName, parse_name
-from abliterated.engine.errors import Refused, invalid_name, model_not_found
+from abliterated.engine.errors import invalid_name, model_not_found
 from abliterated.files import sync_folder, write_whole
+from abliterated.shapes.refusals import Refused
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"

@@ -111,7 +111,12 @@ class Attempts:
             running.fetching = not task.source and fetches(job)
             running.worker = await self.executor.start(task, folder, running.device)
             failpoint("worker.started")
+            if not running.asked_to_stop() and not stopping():
+                running.job = await self.moves.move(job.id, "running", worker=running.worker.mark, failure=None)
         except AbliteratedError as error:
+            if running.worker is not None:
+                # It works, and the journal had no room to say so: without a row nobody would find it again.
+                await self._ended_unheard(running.worker)
             return await self._not_started(job, error)
         except OSError as error:
             full = DiskError(f"{folder}: {error.strerror or error}", remedy="Free some space there")
@@ -120,11 +125,15 @@ class Attempts:
             stop = asyncio.create_task(running.worker.stop(STOP_PATIENCE))
         else:
             stop = None
-            running.job = await self.moves.move(job.id, "running", worker=running.worker.mark, failure=None)
         status = await self._follow(running)
         if stop is not None:
             await stop
         return self._next(running, status, stopping())
+
+    async def _ended_unheard(self, worker: Handle) -> None:
+        stop = asyncio.create_task(worker.stop())
+        await worker.follow(lambda progress: None)
+        await stop
 
     async def _early(self, running: Running, task: Task, others: Sequence[Running]) -> Move | None:
         """What may be said before a worker is started: done before, or no room."""

@@ -12,9 +12,9 @@ import logging
 import shutil
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from abliterate.contract.errors import ConflictError
+from abliterate.contract.errors import ConflictError, DiskError
 from abliterate.contract.messages import JobView, Result, Task
 from abliterate.contract.states import TERMINAL, State
 from abliterated.failpoints import failpoint
@@ -31,9 +31,11 @@ from abliterated.jobs.runner import LocalExecutor
 from abliterated.jobs.scheduler import Conditions, Device, decide, fetches
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Release = Callable[[Job], Awaitable[None]]
 DEVICES_SECONDS = 10.0
+FULL_SECONDS = 5.0  # until a journal that had no room is tried again
 
 
 async def product_is_there(job: Job, out: Path) -> bool:
@@ -95,9 +97,10 @@ class Dispatcher:
         """The engine is there (again): whoever waits for it goes on at once, in the order they came."""
         self._attempts.engine_tries = 0
         self._registrations.impatient()
-        for job in await self._ledger.do(Journal.active):
-            if job.state == "queued" and job.reason == "ollama-down":
-                await self._ledger.do(Journal.note, job.id, retry_at=0.0)
+        with contextlib.suppress(DiskError):  # then each waits for its own time
+            for job in await self._ledger.do(Journal.active):
+                if job.state == "queued" and job.reason == "ollama-down":
+                    await self._ledger.do(Journal.note, job.id, retry_at=0.0)
         self.wake()
 
     def view(self, job: Job) -> JobView:
@@ -169,12 +172,25 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Recover what an earlier daemon left, then serve the queue until stopped."""
-        await self._recover()
+        await self._patiently(self._recover)
         while not self._stopping:
             self._moves.moved.clear()
-            look_again = await self._turn()
+            look_again = await self._patiently(self._turn)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._moves.moved.wait(), look_again)
+
+    async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T | None:
+        """A full disk stops no daemon: what the journal can't take now it takes when there is room again."""
+        while True:
+            try:
+                return await act()
+            except DiskError as error:
+                log.error("the queue waits: %s", error, extra={"action": "journal"})
+                deadline = asyncio.get_running_loop().time() + FULL_SECONDS
+                while not self._stopping and asyncio.get_running_loop().time() < deadline:
+                    await asyncio.sleep(FULL_SECONDS / 20)
+                if self._stopping:
+                    return None  # the next daemon finds the job where the journal last had it
 
     async def _turn(self) -> float | None:
         jobs = await self._ledger.do(Journal.active)
@@ -246,7 +262,8 @@ class Dispatcher:
         result = word if isinstance(word, Result) else move.result if move else None
         try:
             if move is not None:
-                await self._settle(job, move, result)
+                settled = move
+                await self._patiently(lambda: self._settle(job, settled, result))
         finally:
             self._running.pop(job.id, None)
             self._moves.progress.pop(job.id, None)
@@ -281,7 +298,7 @@ class Dispatcher:
 
     async def _hand_over(self, job: Job) -> None:
         try:
-            await self._registrations.hand_over(job)
+            await self._patiently(lambda: self._registrations.hand_over(job))
             await self._ended(await self._moves.get(job.id))
         finally:
             self._tasks.pop(job.id, None)

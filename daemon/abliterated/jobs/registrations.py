@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -58,7 +59,8 @@ class Registrations:
                 failpoint("register.begin")
                 result = await self.register(job, job.result, self.folder / job.id / "out")
                 failpoint("register.done")
-            except AbliteratedError as error:
+            except (AbliteratedError, OSError) as caught:
+                error = _told(caught, self.folder / job.id)
                 if is_passing(error) or isinstance(error, DiskError):
                     tries += 1
                     reason: Reason = "disk" if error.failure == "disk" else "ollama-down"
@@ -112,6 +114,15 @@ class Registrations:
     def _remove(self, job_id: str, product: str) -> None:
         shutil.rmtree(self.folder / job_id / "work", ignore_errors=True)
         (self.folder / job_id / "out" / product).unlink(missing_ok=True)
+
+
+def _told(caught: AbliteratedError | OSError, folder: Path) -> AbliteratedError:
+    """A disk without room as the error that waits for some. Raises what else the system says: that is a bug."""
+    if isinstance(caught, AbliteratedError):
+        return caught
+    if caught.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise caught
+    return DiskError(f"{folder}: {caught.strerror}", remedy="Free some space there")
 
 
 def _all_on_disk() -> None:

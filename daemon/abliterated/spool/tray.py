@@ -68,7 +68,7 @@ class Tray:
     def _look_safely(self, folder: int, name: str, now: Callable[[], float]) -> float | None:
         try:
             return self._look(folder, name, now)
-        except OSError as error:
+        except (AbliteratedError, OSError) as error:
             # One entry that can't be dealt with must not keep the others waiting.
             log.error("%s: %s", printable(name), error, extra={"action": "spool"})
             return 5.0
@@ -143,7 +143,7 @@ class Tray:
         """Write reason and bytes to the rejected folder; returns the stem they got there."""
         self.rejected.mkdir(parents=True, exist_ok=True)
         safe = printable(name)
-        stem = self._free_stem(shortened(safe.removesuffix(".toml"), 150))
+        stem = self._stem(shortened(safe.removesuffix(".toml"), 150), data, f"{error}\n".encode())
         if data:
             write_whole(self.rejected / f"{stem}.toml", data, mode=0o640)
         write_whole(self.rejected / f"{stem}.reason.txt", f"{error}\n".encode(), mode=0o640)
@@ -152,11 +152,17 @@ class Tray:
         log.warning("rejected %s: %s", safe, error.message, extra={"action": "rejected"})
         return stem
 
-    def _free_stem(self, stem: str) -> str:
-        """`stem`, or `stem.2`, …: what was rejected before is not overwritten."""
-        taken = {path.name for path in self.rejected.iterdir()}
+    def _stem(self, stem: str, data: bytes, reason: bytes) -> str:
+        """`stem`, or `stem.2`, …: what was rejected before is not overwritten, unless it is this very rejection,
+        which a death interrupted."""
         numbered = (stem if number == 1 else f"{stem}.{number}" for number in count(1))
-        return next(name for name in numbered if f"{name}.reason.txt" not in taken and f"{name}.toml" not in taken)
+        return next(name for name in numbered if self._mine(name, data, reason))
+
+    def _mine(self, stem: str, data: bytes, reason: bytes) -> bool:
+        kept, told = (self.rejected / f"{stem}{suffix}" for suffix in (".toml", ".reason.txt"))
+        if not os.path.lexists(kept):
+            return not told.exists() or told.read_bytes() == reason
+        return bool(data) and kept.is_file() and not kept.is_symlink() and kept.read_bytes() == data
 
 
 def identity(name: str) -> tuple[str, str]:

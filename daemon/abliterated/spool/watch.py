@@ -1,4 +1,4 @@
-"""The doorbell: any event in the folder rings; a scan every 30 s comes whatever happens.
+"""The doorbell: any event in the folder rings; a scan within 30 s comes whatever happens.
 
 watchdog's events are hints: they may be lost, doubled or late, and its thread dies silently when the folder is
 recreated, so its health is looked at with every scan. Does not know what a scan does.
@@ -19,7 +19,7 @@ from watchdog.observers.polling import PollingObserver
 
 log = logging.getLogger(__name__)
 
-RESCAN_SECONDS = 30.0
+RESCAN_SECONDS = 29.0  # what is dropped is taken within 30, whatever was lost
 POLL_SECONDS = 1.0
 NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ceph", "glusterfs"}
