@@ -54,9 +54,15 @@ nightly: install ## the queue's proofs at full size (half an hour); bench/reliab
 ollama: install ## a real Ollama for the tests, once, outside the clone (needs Go)
 	@$(BIN)/python tools/install_ollama.py $(OLLAMA) || test $$? -eq 3
 
-man: install ## the man pages in docs/man and the client's reference, from the parsers
+man: install ## the man pages in docs/man and the reference pages that follow from the program
 	@$(BIN)/python tools/man_pages.py
 	@$(BIN)/python -m abliterate.reference > docs/reference/client.md
+	@$(BIN)/python tools/reference.py
+
+docs: install ## the site in site/, strictly (fetches mkdocs-material into .venv-docs)
+	@test -x .venv-docs/bin/mkdocs || { $(BIN)/python -m venv .venv-docs && .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check '$(shell $(BIN)/python tools/reference.py --docs-needs)'; }
+	@.venv-docs/bin/mkdocs build --strict --quiet
+
 
 clean: ## remove what was made here
 	@rm -rf $(VENV) .demo dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,19 +1,30 @@
-"""Writes the pages of docs/reference that follow from the program: openapi.json and states.md. `--check` only compares.
+"""Writes the pages of docs/reference that follow from the program: openapi.json, states.md, daemon.md, exit-codes.md,
+metrics.md. `--check` only compares.
 
 python tools/reference.py [--check]
 """
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from abliterate.contract.errors import AbliteratedError
 from abliterate.contract.states import MEANING, STATES, TERMINAL, TRANSITIONS, WHY
+from abliterated.cli import parser
+from abliterated.commands.work import SHORT_OF_TARGET
+from abliterated.control import metrics as control_metrics
 from abliterated.control.care import routes as care_routes
 from abliterated.control.events import Events
 from abliterated.control.openapi import text
 from abliterated.control.server import Control
+from abliterated.desk import stats_numbers
+from abliterated.proxy.marks import Tally
+from abliterated.proxy.server import Stats
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
 
@@ -49,7 +60,97 @@ def states() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"openapi.json": openapi, "states.md": states}
+def daemon() -> str:
+    """The verbs of `abliterated`, with their options. Wrapped by nobody: argparse wraps differently in each version."""
+    top = parser()
+    verbs = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    lines = [
+        "# The daemon's command: `abliterated`",
+        "",
+        "Written by `python tools/reference.py` from the program's own parser. [The client](client.md) is `abliterate`.",
+    ]
+    for name, verb in verbs.choices.items():
+        lines += ["", f"## {name}", "", f"{str(verb.description).strip().capitalize()}.", "", "```text"]
+        lines += [re.sub(r"^usage: ", "", " ".join(verb.format_usage().split())), "```", ""]
+        lines += ["| | |", "|---|---|", *_options(verb), "", "```text", str(verb.epilog).strip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _options(verb: argparse.ArgumentParser) -> Iterator[str]:
+    for action in verb._actions:
+        if action.help == argparse.SUPPRESS or "--help" in action.option_strings:
+            continue
+        value = str(action.metavar or (action.dest.upper() if action.option_strings else action.dest))
+        if action.choices is not None:
+            value = "{" + ",".join(map(str, action.choices)) + "}"
+        names = ", ".join(action.option_strings)
+        spelt = value if not names else names if action.nargs == 0 else f"{names} {value}"
+        told = verb._get_formatter()._expand_help(action) if action.help else ""
+        yield f"| `{spelt.replace('|', chr(92) + '|')}` | {told.replace('|', chr(92) + '|')} |"
+
+
+def exit_codes() -> str:
+    """Every code a typed error ends a command with, and the few that are none's."""
+    found: dict[int, list[str]] = {}
+    for error in _errors(AbliteratedError):
+        if error.__module__ == "abliterate.contract.errors":
+            told = (error.__doc__ or "").strip().split("\n")[0].rstrip(".")
+            found.setdefault(error.exit_code, []).append(
+                told if told.startswith("Ollama") else told[:1].lower() + told[1:]
+            )
+    found[1] = [
+        "failed in a way that has no code of its own",
+        "of `demo`: the figures are not as expected",
+        "of `doctor`: a problem was found",
+    ]
+    more = {0: ["done"], SHORT_OF_TARGET: ["done, but more is refused than `search.refusal_target` allows"]}
+    more[130] = ["interrupted by Ctrl-C"]
+    lines = [
+        "# Exit codes",
+        "",
+        "Written by `python tools/reference.py` from `abliterate/contract/errors.py`. The same for `abliterate` and",
+        "`abliterated`; what a verb adds, its help says. Each error says on stderr what failed, on what, and behind `→`",
+        "what to do next.",
+        "",
+        "| code | meaning |",
+        "|---|---|",
+    ]
+    lines += [f"| {code} | {'; '.join(told)} |" for code, told in sorted((found | more).items())]
+    return "\n".join(lines) + "\n"
+
+
+def _errors(base: type[AbliteratedError]) -> Iterator[type[AbliteratedError]]:
+    for error in base.__subclasses__():
+        yield error
+        yield from _errors(error)
+
+
+def metrics() -> str:
+    """Every family of `/metrics`, as the daemon writes it."""
+    page = control_metrics.text(states=[], uptime=0.0, resident=0, proxy=stats_numbers(Stats()), more=Tally().text())
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", page, re.M))
+    about = dict(re.findall(r"^# HELP (\S+) (.+)$", page, re.M))
+    lines = [
+        "# Metrics",
+        "",
+        "Written by `python tools/reference.py` from what the daemon tells. `GET /metrics` on the control API, Prometheus",
+        "text; [watching it](../how-to/watching.md) has a scrape configuration and a Grafana dashboard. Families by model",
+        "have the labels `route` and `model` (and `status`); at most 256 pairs are told apart, the others counted together.",
+        "",
+        "| metric | kind | meaning |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{name}` | {kind} | {about[name]} |" for name, kind in kinds.items()]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "openapi.json": openapi,
+    "states.md": states,
+    "daemon.md": daemon,
+    "exit-codes.md": exit_codes,
+    "metrics.md": metrics,
+}
 
 
 def main() -> int:

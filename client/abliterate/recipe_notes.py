@@ -51,7 +51,7 @@ NOTES: Final[dict[str, str]] = {
     "evaluate.tokens": "longest answer",
     "evaluate.judge": "a model Ollama serves, to judge the answers",
     "evaluate.keep_answers": "store the answers in the report",
-    "evaluate.suites": "further checks: over-refusal, injection, extraction, files",
+    "evaluate.suites": "further checks: over-refusal, injection, extraction, multi-turn, tool-misuse, files",
     "export.format": "what comes out",
     "export.quantize": "keep the base's types, or Q8_0, Q6_K, Q5_K_M, Q4_K_M, F16, BF16 …",
     "export.template_from": "take the chat template of this model in Ollama",

@@ -39,9 +39,12 @@ from abliterated.front import Front
 from abliterated.handover import Handover
 from abliterated.jobs import gpu
 from abliterated.jobs.awake import Awake
+from abliterated.jobs.cluster import Cluster, token
 from abliterated.jobs.dispatcher import Dispatcher, product_is_there
 from abliterated.jobs.journal import Job
 from abliterated.jobs.ledger import Ledger
+from abliterated.jobs.remote import RayExecutor
+from abliterated.jobs.runner import LocalExecutor
 from abliterated.service import Supervisor, inherited_sockets
 from abliterated.spool import watch
 from abliterated.spool.tray import Tray
@@ -64,6 +67,7 @@ class App:
         self._kind: EngineKind = "ollama"
         self._engine_view: tuple[float, EngineView] | None = None
         self._front = Front(config)
+        self._executor = executor(config)
         self._handover = Handover(self._upstream, self._front.busy)
         self._fallen: BaseException | None = None
         self._kept: dict[str, list[int]] | None = None  # listeners for this process's next life
@@ -116,8 +120,9 @@ class App:
             publish=self._front.beside(events.publish),
             idle_seconds=self._front.idle_seconds,
             retries=self.config.jobs.retries,
-            devices=gpu.devices,
-            locks=self.home.locks,
+            executor=self._executor,
+            devices=gpu.devices if isinstance(self._executor, LocalExecutor) else self._executor.devices,
+            locks=self.home.locks if self._executor.here else None,
             store=self._store,
             present=self._present,
             awake=Awake(),
@@ -229,9 +234,10 @@ class App:
         recipe = job.recipe
         source, digest = await self._handover.base(recipe, job.target, folder)
         lock = await asyncio.to_thread(gpu.lock_file, self.home.locks, recipe.run.device)
+        shared = self._executor.here and lock.name != gpu.CPU_LOCK
         work, out = folder / "work", folder / "out"
         await asyncio.to_thread(_make_folders, work, out)
-        if lock.name != gpu.CPU_LOCK:
+        if shared:
             await self._handover.make_room(job.id)
         return Task(
             recipe=recipe,
@@ -242,7 +248,7 @@ class App:
             base_digest=digest,
             job=job.id,
             remote_code=self.config.trust.remote_code,
-            lock=str(lock),
+            lock=str(lock) if self._executor.here else "",
             converter=await self._converter(recipe),
             engine=self._upstream,
         )
@@ -296,6 +302,15 @@ class App:
             view = EngineView(kind=self._kind, url=self._upstream, version=version.text, answers=True)
         self._engine_view = (now, view)
         return view
+
+
+def executor(config: Config) -> LocalExecutor | RayExecutor:
+    """Where workers run."""
+    if config.jobs.executor == "local":
+        return LocalExecutor()
+    ray = config.ray
+    cluster = Cluster(ray.address, token(os.environ))
+    return RayExecutor(cluster, python=ray.python, cpus=ray.cpus, gpus=ray.gpus, jobs=ray.jobs)
 
 
 def take_daemon_lock(path: Path) -> FileLock:

@@ -28,6 +28,8 @@ VERBS = (
     "install",
     "uninstall",
 )
+# Those that read a model in this very process.
+READING = frozenset({"work", "direction", "apply", "export", "evaluate", "chat"})
 DESCRIPTION = """\
 abliterated: a sidecar for Ollama. Drop a recipe, get the model back without its refusals.
 
@@ -57,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit code."""
     options = parser().parse_args(arguments)
+    if options.verb in READING:
+        from abliterated.commands.cut_short import name_cut_files
+
+        name_cut_files()
     try:
         code: int = _module(options.verb).run(options)
     except AbliteratedError as error:

@@ -73,11 +73,7 @@ def engine_kind(config: Config, found: Surroundings) -> EngineKind:
 
 def unserved(config: Config) -> list[str]:
     """Settings that are spelt rightly but that this version does nothing with yet; a person should know."""
-    default = Config()
-    named = {
-        "jobs.executor": config.jobs.executor != default.jobs.executor,
-        "jobs.on_finish": bool(config.jobs.on_finish),
-    }
+    named = {"jobs.on_finish": bool(config.jobs.on_finish)}
     return [key for key, differs in named.items() if differs]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from abliterate.contract.messages import Result
 from abliterate.contract.report import BaseModel, Product, Report
 from abliterate.report_text import report_text
 from client.conftest import IDS, make_job
@@ -15,6 +16,7 @@ from client.fake_daemon import FakeDaemon
 from client.test_verbs import Run
 from report.samples import least, rich
 
+MADE = Result(product="brook.gguf", format="gguf")
 JSON = msgspec.json.encode(rich())
 PAGE = b"<!doctype html>\n<html></html>\n"
 
@@ -42,6 +44,14 @@ def test_the_summary_says_what_one_wants_to_know(run: Run) -> None:
         "note: the search stopped",
     ):
         assert words in done.stdout, words
+
+
+def test_a_model_s_name_means_the_job_that_made_it(run: Run, daemon: FakeDaemon) -> None:
+    daemon.put(make_job(0, state="succeeded", target="brook-abliterated:latest", ended=5.0, result=MADE))
+    assert json.loads(run("report", "brook-abliterated", "--json").stdout) == json.loads(JSON)
+    missing = run("report", "nobody-abliterated")
+    assert (missing.returncode, missing.stdout) == (7, "")
+    assert "abliterate status" in missing.stderr
 
 
 def test_json_and_page_come_as_they_are(run: Run) -> None:

@@ -63,7 +63,7 @@ def test_every_state_and_every_exit_code_is_explained() -> None:
     states = (ROOT / "docs" / "reference" / "states.md").read_text()
     for state in STATES:
         assert f"`{state}`" in states, state
-    text = (ROOT / "docs" / "reference" / "control-api.md").read_text()
+    text = (ROOT / "docs" / "reference" / "exit-codes.md").read_text()
     for error in AbliteratedError.__subclasses__():
         if error.__module__ == "abliterate.contract.errors":
             assert f"| {error.exit_code} |" in text, error

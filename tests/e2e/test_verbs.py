@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -23,8 +25,6 @@ PROMPTS = ["--harmful", str(DATA.harmful), "--harmless", str(DATA.harmless)]
 
 
 def call(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     told = subprocess.run(
         [str(BIN / "abliterated"), *map(str, arguments)],
         capture_output=True,
@@ -132,6 +132,31 @@ def test_what_cannot_be_done_is_one_line_with_a_way_out(
     assert "Traceback" not in told.stderr
     assert told.stdout == ""
     assert [name for name in listed(tmp_path) if name != "out"] == []
+    assert listed(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["direction", "FOLDER", *PROMPTS, "-o", "OUT/x.pt"],
+        ["apply", "FOLDER", "--direction", "DIRECTION", "--out", "OUT"],
+        ["export", "FOLDER", "-o", "OUT/x.gguf", "--converter", str(CONVERTER)],
+        ["evaluate", "FOLDER", *PROMPTS, "--prompts", "4"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_folder_cut_short_is_named_as_that(folder: Planted, tmp_path: Path, arguments: list[str]) -> None:
+    cut = shutil.copytree(folder.path, tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 3)
+    torch.save(torch.eye(64)[60], tmp_path / "given.pt")
+    places = {"FOLDER": str(cut), "DIRECTION": str(tmp_path / "given.pt"), "OUT": str(tmp_path / "out")}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    told = call(*arguments, code=3)
+    assert "model.safetensors is cut short" in told.stderr
+    assert "  → Download it again" in told.stderr
+    assert told.stdout == ""
     assert listed(tmp_path / "out") == []
 
 

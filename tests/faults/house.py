@@ -103,6 +103,8 @@ class QuickWorker:
 
 
 class QuickExecutor:
+    here = True
+
     async def start(self, task: Task, folder: Path, device: Device) -> QuickWorker:
         await asyncio.to_thread(write_whole, folder / "task.json", msgspec.json.encode(task))
         return QuickWorker(task)

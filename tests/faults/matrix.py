@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from abliterate.contract.states import TRANSITIONS
 from abliterated import failpoints
@@ -107,6 +109,11 @@ def _arm(death: Death, cut: PowerCut | None, action: str) -> None:
     failpoints.hook(reached)
 
 
+def _is_folder(descriptor: Any) -> bool:
+    number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+    return stat.S_ISDIR(os.fstat(number).st_mode)
+
+
 def _forgets_claims() -> None:
     Journal.claimed = lambda self, claim: None  # type: ignore[method-assign]
 
@@ -125,12 +132,12 @@ def _unlinks_first() -> None:
 
 def _files_unsynced() -> None:
     real = os.fsync
-    os.fsync = lambda fd: real(fd) if os.path.isdir(f"/proc/self/fd/{int(fd)}") else None
+    os.fsync = lambda fd: real(fd) if _is_folder(fd) else None
 
 
 def _folders_unsynced() -> None:
     real = os.fsync
-    os.fsync = lambda fd: None if os.path.isdir(f"/proc/self/fd/{int(fd)}") else real(fd)
+    os.fsync = lambda fd: None if _is_folder(fd) else real(fd)
 
 
 def _trusts_the_engine() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,20 +16,22 @@ from abliterate.contract.ids import new_id
 from abliterate.contract.recipe import Recipe
 from abliterated.jobs.journal import Journal
 from abliterated.jobs.spare import SIZE, Spare
+from e2e.daemons import House
+from faults.full import leave
+from faults.full import small as mounted
+from nightly.life import get, some_engine
 
 RECIPE = Recipe(model="ollama:m")
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
+def small() -> Iterator[Path]:
     """80 MB of a filesystem of its own."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "none", str(place)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no filesystem can be mounted here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    try:
+        with mounted() as place:
+            yield place
+    except PermissionError as error:
+        pytest.skip(str(error))
 
 
 def fill(place: Path) -> Path:
@@ -76,3 +80,38 @@ def test_no_room_is_taken_from_a_disk_that_is_nearly_full(small: Path) -> None:
     spare.fill()
     assert not (small / "reserve.bin").exists()
     assert not spare.give()
+
+
+def test_however_little_room_is_left_nothing_is_lost_doubled_or_wrong(small: Path) -> None:
+    """`make nightly` leaves every number of pages."""
+    told = subprocess.run(
+        [sys.executable, "-m", "faults.full", "--step", "65536"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    figures = json.loads(told.stdout)
+    assert (figures["lost"], figures["doubled"], figures["wrong"]) == (0, 0, 0), figures["examples"]
+    assert figures["full"] >= 4, "there was room all the time"
+
+
+def test_while_the_disk_is_full_the_proxy_answers_and_later_the_queue_goes_on(small: Path) -> None:
+    house = House(small)
+    with some_engine() as port:
+        house.upstream = port
+        house.configure("ollama")
+        house.serve()
+        try:
+            ballast = leave(small, 3 * 4096)
+            job_id = house.drop(b'model = "ollama:base"\n', "night")
+            log = small / "daemon.log"
+            house.until(lambda: "could not be taken" in log.read_text(), "a word about the full disk")
+            assert [get(house, "/api/version")[0] for _ in range(50)] == [200] * 50
+            assert house.control.status().jobs == []
+            assert house.process is not None
+            assert house.process.poll() is None
+            ballast.unlink()
+            house.until(lambda: house.control.job(job_id).id == job_id, "the job")
+        finally:
+            house.stop()

@@ -170,6 +170,7 @@ class PretendedExecutor:
     held: dict[str, str] = field(default_factory=dict)
     at_work: dict[str, PretendedWorker] = field(default_factory=dict)
     started: list[tuple[str, float, str]] = field(default_factory=list)
+    here: bool = True
 
     async def start(self, task: Task, folder: Path, device: Device) -> PretendedWorker:
         acts = self.acts.get(task.job) or [Act("good")]

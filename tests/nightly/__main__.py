@@ -47,6 +47,12 @@ def matrix(*arguments: str, count: int = 0) -> Callable[[bool], Figures]:
     return measure
 
 
+def filled(quick: bool) -> Figures:
+    argv = [sys.executable, "-m", "faults.full", "--step", "65536" if quick else "4096"]
+    found: Figures = json.loads(subprocess.run(argv, capture_output=True, text=True).stdout)
+    return found
+
+
 def tested(*names: str) -> Callable[[bool], Figures]:
     def measure(quick: bool) -> Figures:
         begun = time.monotonic()
@@ -131,8 +137,19 @@ PROOFS = (
         lambda f: f"{f['runs']} writes failed once: {f['lost']} lost, {f['doubled']} doubled, {f['wrong']} wrong",
     ),
     Proof(
+        "disk-room",
+        "a filesystem with so many pages left, each number in turn: journal intact, then all ends well",
+        LOSSLESS,
+        filled,
+        clean,
+        lambda f: (
+            f"{f['runs']} runs with 0 to {f['room'] // 1024} KiB left, too little in {f['full']}: {f['lost']} lost, "
+            f"{f['doubled']} doubled, {f['wrong']} wrong"
+        ),
+    ),
+    Proof(
         "disk-full-real",
-        "a full filesystem: journal intact, the failure recorded, the queue goes on when there is room",
+        "a full filesystem: the failure recorded, the proxy answers, the queue goes on when there is room",
         "all",
         tested("tests/faults/test_disk_full.py"),
         passed,
@@ -143,7 +160,7 @@ PROOFS = (
         "drop → queued, p99: renamed in · in place · polling · every event lost",
         "50 ms · 0.6 s · 2.5 s · 30 s",
         measured("spool", "drop_to_queued", {"count": 20}),
-        lambda f: f["renamed"] <= 0.05 and f["in_place"] <= 0.6 and f["polling"] <= 2.5 and f["events_lost"] <= 30.5,
+        lambda f: f["renamed"] <= 0.05 and f["in_place"] <= 0.6 and f["polling"] <= 2.5 and f["events_lost"] <= 30,
         lambda f: (
             f"{f['renamed'] * 1000:.0f} ms · {f['in_place'] * 1000:.0f} ms · {f['polling']:.2f} s"
             f" · {f['events_lost']:.1f} s"
@@ -222,9 +239,7 @@ PROOFS = (
         "gone ≤ 1 s",
         measured("life", "second_daemon", {}),
         lambda f: f["seconds"] <= 1 and f["code"] == 75 and f["names_the_holder"],
-        lambda f: (
-            f"{f['seconds']} s, {f['of_it_imports']} s of it Python's imports; exit {f['code']}, names the holder"
-        ),
+        lambda f: f"{f['seconds']} s; exit {f['code']}, names the holder",
     ),
     Proof(
         "locks",

@@ -88,7 +88,7 @@ def _get(home: House, path: str) -> bytes:
 
 def memory(jobs: int = 100, requests: int = 10_000) -> dict[str, float]:
     """MB resident: idle, and after jobs with real workers and proxied requests."""
-    with house() as home, _engine() as port:
+    with house() as home, some_engine() as port:
         home.upstream = port
         home.configure("ollama")
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -125,13 +125,25 @@ class _Version(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def _engine() -> Iterator[int]:
+def some_engine() -> Iterator[int]:
+    """Something that answers as an engine does when asked its version."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Version)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server.server_address[1]
     server.shutdown()
     server.server_close()
+
+
+def get(home: House, path: str) -> tuple[int, bytes]:
+    """Status and body, through the proxy."""
+    link = http.client.HTTPConnection("127.0.0.1", home.proxy, timeout=30)
+    try:
+        link.request("GET", path)
+        answer = link.getresponse()
+        return answer.status, answer.read()
+    finally:
+        link.close()
 
 
 def _proxied(home: House, count: int) -> int:
@@ -147,21 +159,18 @@ def _proxied(home: House, count: int) -> int:
 
 
 def second_daemon() -> dict[str, float]:
-    """Seconds until a second daemon on the same home has said who holds it and gone."""
+    """Seconds until a second daemon on the same home has said who holds it and gone; the best of three."""
     with house() as home:
         home.configure("ollama")
         first = home.serve()
-        begun = time.monotonic()
-        second = subprocess.run(
-            [str(BIN / "abliterated"), "serve", "--config", str(home.config)], capture_output=True, timeout=60
-        )
-        seconds = time.monotonic() - begun
-        start = time.monotonic()
-        subprocess.run([sys.executable, "-c", "import abliterated.app"], check=True)
-        imports = time.monotonic() - start
+        argv = [str(BIN / "abliterated"), "serve", "--config", str(home.config)]
+        seconds = float("inf")
+        for _ in range(3):
+            begun = time.monotonic()
+            second = subprocess.run(argv, capture_output=True, timeout=60)
+            seconds = min(seconds, time.monotonic() - begun)
         named = f"pid {first.pid}".encode() in second.stderr
-        told = {"seconds": round(seconds, 2), "of_it_imports": round(imports, 2)}
-        return told | {"code": second.returncode, "names_the_holder": named}
+        return {"seconds": round(seconds, 2), "code": second.returncode, "names_the_holder": named}
 
 
 def lock_races(processes: int = 4, rounds: int = 25) -> dict[str, int]:

@@ -15,9 +15,13 @@ from safetensors.torch import load_file, save_file
 from abliterate.contract.errors import Cancelled, ConflictError, ModelError
 from abliterate.contract.recipe import Edit
 from abliterated.pipeline.checkpoint import edit_checkpoint
+from abliterated.pipeline.checkpoint_writers import checkpoint_census
 from abliterated.pipeline.directions import direction
 from abliterated.pipeline.edit import edit_matrix
+from abliterated.pipeline.safetensors_file import read_config, read_shards
+from abliterated.pipeline.writers import gguf_census
 from pipeline import architectures
+from pipeline.gguf_names import architecture_of, gguf_names
 
 DIRECTION = direction(np.random.default_rng(0).standard_normal(architectures.WIDTH), origin={"method": "test"})
 
@@ -79,12 +83,46 @@ def test_no_writer_moves_the_stream_along_the_direction(family, tmp_path):
     report = edit(tmp_path / "base", tmp_path / "edited")
     assert report.coverage == 1.0
     assert (movement(tmp_path / "edited") <= 1e-5 * movement(tmp_path / "base")).all()
+    same_writers_by_their_gguf_names(family, tmp_path / "base")
+
+
+def same_writers_by_their_gguf_names(family, folder):
+    """The census of the GGUF llama.cpp would make finds the same tensors, behind the same norms."""
+    architecture = architecture_of(family)
+    if not architecture:
+        return
+    shapes = {tensor.name: tensor.shape for shard in read_shards(folder) for tensor in shard.tensors}
+    ours = {writer.name: writer for writer in checkpoint_census(read_config(folder), shapes).census.writers}
+    names = gguf_names(architecture, shapes, frozenset(name for name, writer in ours.items() if writer.turned))
+    theirs = gguf_census(architecture, architectures.WIDTH, architectures.LAYERS, dict(names.values())).writers
+    assert {names[name][0] for name in ours} == {writer.name for writer in theirs}
+    gains = {names[name][0]: {names[gain][0] for gain in writer.gains} for name, writer in ours.items()}
+    assert gains == {writer.name: set(writer.gains) for writer in theirs}
+
+
+def test_architectures_named_alike_in_both_worlds_are_many():
+    families = [family for family in architectures.SPECIAL if architecture_of(family)]
+    assert len(architectures.SPECIAL) >= 75
+    assert len(families) >= 60
 
 
 def test_post_norms_left_out_leave_a_share(tmp_path):
     saved("olmo2", tmp_path / "base")
-    edit(tmp_path / "base", tmp_path / "edited", what=Edit(post_norm=False))
+    report = edit(tmp_path / "base", tmp_path / "edited", what=Edit(post_norm=False))
     assert (movement(tmp_path / "edited") > 0.05 * movement(tmp_path / "base")).all()
+    # And the report tells how much, writer by writer, as the stream sees it.
+    old, new = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "edited"))
+    for tensor in report.tensors:
+        norm = "post_attention_layernorm" if tensor.kind == "attention" else "post_feedforward_layernorm"
+        gain = old[f"model.layers.{tensor.layer}.{norm}.weight"].double().numpy()
+        through = gain * DIRECTION.for_layer(0)[0]
+        share = np.linalg.norm(through @ new[tensor.name].numpy()) / np.linalg.norm(through @ old[tensor.name].numpy())
+        assert tensor.uncorrected
+        assert tensor.residual == pytest.approx(share, rel=1e-3)
+    assert report.let_through == report.residual > 0.05
+    heeded = edit(tmp_path / "base", tmp_path / "heeded")
+    assert heeded.let_through == 0.0
+    assert heeded.residual < 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.contract.errors import ModelError
 from abliterate.contract.messages import Progress, Task
+from abliterated import cli
 from abliterated.jobs.outcome import Ended, after_worker
 from abliterated.pipeline.run import run
 from pipeline.folders import listed, planted_folder, task
@@ -72,6 +73,37 @@ def test_a_folder_cut_short_in_memory_is_a_named_outcome_of_the_job(tmp_path: Pa
     move = after_worker(Ended(-signal.SIGBUS, None), registers=True, attempts=0, crashes=0, retries=5)
     assert (move.state, move.failure and move.failure.failure) == ("failed", "model")
     assert listed(Path(asked.output)) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="no such signal here")
+@pytest.mark.parametrize("touch", ["memory[40_000]", "torch.frombuffer(memory, dtype=torch.uint8)[40_000:].sum()"])
+def test_a_mapped_file_cut_short_ends_a_foreground_verb_with_a_sentence(tmp_path: Path, touch: str) -> None:
+    """Whether Python holds the interpreter's lock there or torch has let it go."""
+    (tmp_path / "model").write_bytes(bytes(60_000))
+    program = (
+        "import mmap, os, sys, warnings, torch\n"
+        "warnings.simplefilter('ignore')\n"
+        "from abliterated.commands.cut_short import name_cut_files\n"
+        "name_cut_files()\n"
+        "memory = mmap.mmap(os.open(sys.argv[1], os.O_RDONLY), 0, access=mmap.ACCESS_COPY)\n"
+        "os.truncate(sys.argv[1], 100)\n"
+        f"print({touch})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (ModelError.exit_code, "")
+    assert done.stderr.startswith("abliterated: a file of the model was cut short while it was read\n  → ")
+
+
+def test_every_verb_that_reads_a_model_itself_has_that_sentence() -> None:
+    commands = Path(cli.__file__).parent / "commands"
+    reading = {verb for verb in cli.VERBS if "abliterated.pipeline" in (commands / f"{verb}.py").read_text()}
+    assert reading | {"apply"} == cli.READING  # apply reads through commands/foreground
 
 
 def test_a_base_cut_short_while_it_is_edited_is_named(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def _case(shape):
 
 
 def reference(matrix, vectors, strength, norm):
-    """float64, with the dense projector, as the formulas' definitions say it; and how far what is rescaled had shrunk."""
+    """float64, with the dense projector, as the definitions say it; and how much what is rescaled had shrunk."""
     wide, rows = matrix.astype(np.float64), vectors.astype(np.float64)
     projector = np.eye(len(wide)) - strength * rows.T @ rows
     if norm == "none":

@@ -285,3 +285,18 @@ def test_the_tensor_named_in_the_header_must_lie_in_the_file(llama, tmp_path):
     broken.write_bytes(data[:at] + struct.pack("<I", 5) + data[at + 4 :])
     with pytest.raises(ModelError, match="unknown type 5"):
         edit(broken, tmp_path / "edited.gguf")
+
+
+def test_norms_left_out_of_account_let_a_share_through_that_is_told(tmp_path):
+    tiny = tiny_gguf.tiny("gemma2", **FAMILIES["gemma2"])
+    source = tiny_gguf.write(tmp_path / "base.gguf", tiny, Type.Q8_0)
+    report = edit(source, tmp_path / "edited.gguf", what=Edit(post_norm=False))
+    old, new = tiny_gguf.read(source), tiny_gguf.read(tmp_path / "edited.gguf")
+    for tensor in report.tensors:
+        norm = "post_attention_norm" if tensor.kind == "attention" else "post_ffw_norm"
+        through = old[f"blk.{tensor.layer}.{norm}.weight"] * DIRECTION.for_layer(0)[0]
+        share = np.linalg.norm(through @ new[tensor.name]) / np.linalg.norm(through @ old[tensor.name])
+        assert tensor.residual == pytest.approx(share, rel=1e-2)
+    assert report.let_through > 0.05
+    assert report.rounding < 0.01
+    assert edit(source, tmp_path / "heeded.gguf").residual < 0.01

@@ -69,7 +69,7 @@ def test_a_folder_becomes_a_gguf_through_the_converter(whole: Planted, tmp_path:
     result = go(task(whole, CONVERTER))
     gone(result)
     assert (result.product, result.format) == ("whole-abliterated.gguf", "gguf")
-    assert listed(tmp_path / "out") == sorted([*REPORTS, "whole-abliterated.gguf"])
+    assert listed(tmp_path / "out") == sorted([*REPORTS, "MODEL_CARD.md", "whole-abliterated.gguf"])
     values = read_gguf(tmp_path / "out" / result.product).values
     assert values["abliterated.content"] == result.content
     assert values["abliterated.coverage"] == 1.0
@@ -216,7 +216,9 @@ def test_a_product_of_ours_is_replaced_and_only_once_the_new_one_is_whole(whole:
     assert listed(tmp_path / "out") == sorted([*REPORTS, "whole-abliterated"])
 
 
-@pytest.mark.parametrize("name", ["planted-abliterated.gguf", "direction.safetensors", "report.json", "report.html"])
+@pytest.mark.parametrize(
+    "name", ["planted-abliterated.gguf", "direction.safetensors", "report.json", "report.html", "MODEL_CARD.md"]
+)
 def test_what_is_not_ours_is_never_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / "out").mkdir()
     taken = tmp_path / "out" / name

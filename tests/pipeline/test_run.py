@@ -57,6 +57,7 @@ def test_a_refusal_is_found_and_gone(planted: Planted) -> None:
     assert {"load", "direction", "edit", "evaluate", "report"} <= set(result.seconds)
     output = planted.path.parent / "out"
     assert sorted(path.name for path in output.iterdir()) == [
+        "MODEL_CARD.md",
         "direction.safetensors",
         "direction.safetensors.json",
         "planted-abliterated.gguf",
@@ -64,6 +65,11 @@ def test_a_refusal_is_found_and_gone(planted: Planted) -> None:
         "report.json",
         "result.json",
     ]
+    card = (output / "MODEL_CARD.md").read_text()
+    assert "| harmful prompts refused | 100.0% (" in card
+    assert result.content in card
+    assert "The key-values of the GGUF name base, recipe and direction." in card
+    assert str(planted.path.parent) not in card
     report = json.loads((output / "report.json").read_text())
     assert report["edit"]["tensors"]
     assert len(report["candidates"]) > 4

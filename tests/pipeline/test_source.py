@@ -103,6 +103,25 @@ def test_a_folder_is_known_by_its_config(tmp_path: Path) -> None:
         open_source(path)
 
 
+def test_a_shard_that_is_shorter_than_its_header_says_is_named_before_it_is_mapped(tmp_path: Path) -> None:
+    path = folder(tmp_path / "one", num_hidden_layers=2, hidden_size=8)
+    save_file({"x": np.zeros(99, dtype=np.float32)}, path / "model.safetensors")
+    assert open_source(path).parts == (path / "model.safetensors",)
+    os.truncate(path / "model.safetensors", 300)
+    with pytest.raises(ModelError, match=r"model\.safetensors is cut short, or describes x wrongly") as raised:
+        open_source(path)
+    assert raised.value.remedy == "Download it again"
+
+
+def test_weights_of_another_format_in_the_folder_are_none_of_the_models(tmp_path: Path) -> None:
+    path = folder(tmp_path / "one", num_hidden_layers=2, hidden_size=8)
+    for name in ("model.safetensors", "consolidated.safetensors"):
+        save_file({"x": np.zeros(99, dtype=np.float32)}, path / name)
+    source = open_source(path)
+    assert [part.name for part in source.parts] == ["model.safetensors"]
+    assert source.size == (path / "model.safetensors").stat().st_size
+
+
 def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"no config\.json"):

@@ -65,6 +65,16 @@ class Jobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_finish: list[str] = field(default_factory=list)
 
 
+class Ray(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[ray]`: for `jobs.executor = "ray"`; `jobs` at a time, each with so many processors and GPUs."""
+
+    address: Annotated[str, Meta(pattern=r"^https?://[^/@\s]+/?$")] = "http://127.0.0.1:8265"
+    python: Annotated[str, Meta(min_length=1, max_length=4096)] = "python3"
+    cpus: Annotated[float, Meta(ge=0, le=10_000)] = 1
+    gpus: Annotated[float, Meta(ge=0, le=1000)] = 1
+    jobs: Annotated[int, Meta(ge=1, le=1000)] = 1
+
+
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[control]`."""
 
@@ -92,6 +102,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstream: list[Upstream] = field(default_factory=list)
     engine: EngineSettings = EngineSettings()
     jobs: Jobs = Jobs()
+    ray: Ray = Ray()
     control: Control = Control()
     tools: Tools = Tools()
     trust: Trust = Trust()

@@ -83,6 +83,7 @@ class TensorReport(msgspec.Struct, frozen=True, kw_only=True):
     residual: float = 0.0
     rounding: float = 0.0
     promoted_from: str = ""
+    uncorrected: bool = False
 
 
 class EditReport(msgspec.Struct, frozen=True, kw_only=True):

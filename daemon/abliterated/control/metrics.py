@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from abliterate.contract.states import STATES, State
+
+# The proxy's own counters: their kind, and what they count.
+_PROXY: Final = {
+    "accepted": ("counter", "Connections accepted since the start."),
+    "connections": ("gauge", "Connections open now."),
+    "requests": ("counter", "Requests since the start, of whatever kind."),
+    "in_flight": ("gauge", "Requests not yet answered to their end."),
+    "bytes_up": ("counter", "Bytes passed on to the engine."),
+    "bytes_down": ("counter", "Bytes passed back to clients."),
+    "upstream_errors": ("counter", "Times the engine could not be reached, or broke off."),
+}
 
 
 def text(*, states: Iterable[State], uptime: float, resident: int, proxy: Mapping[str, float], more: str = "") -> str:
@@ -23,5 +35,7 @@ def text(*, states: Iterable[State], uptime: float, resident: int, proxy: Mappin
         f"abliterated_resident_bytes {resident}",
     ]
     for name, value in proxy.items():
-        lines += [f"# TYPE abliterated_proxy_{name} untyped", f"abliterated_proxy_{name} {value:g}"]
+        kind, about = _PROXY.get(name, ("untyped", ""))
+        full = f"abliterated_proxy_{name}"
+        lines += [*([f"# HELP {full} {about}"] if about else []), f"# TYPE {full} {kind}", f"{full} {value:.16g}"]
     return "\n".join(lines) + "\n" + more

@@ -15,11 +15,12 @@ import msgspec
 
 from abliterate.contract.errors import AbliteratedError, DiskError
 from abliterate.contract.messages import Progress, Result, Task
-from abliterate.contract.states import Reason
+from abliterate.contract.states import IllegalTransition, Reason
 from abliterated.failpoints import failpoint
 from abliterated.files import sync_folder
 from abliterated.jobs import preflight
 from abliterated.jobs.clock import Clock
+from abliterated.jobs.cluster import ClusterAway
 from abliterated.jobs.executor import Executor, Handle
 from abliterated.jobs.hang import Pulse, felt, hung
 from abliterated.jobs.journal import Job, Journal
@@ -34,6 +35,7 @@ Present = Callable[[Job, Path], Awaitable[bool]]
 
 ENGINE_FIRST, ENGINE_LONGEST = 1.0, 10.0
 ROOM_SECONDS = 60.0
+CLUSTER_SECONDS = 30.0
 PULSE_SECONDS = 30.0
 STOP_PATIENCE = 25.0
 
@@ -112,7 +114,8 @@ class Attempts:
             running.worker = await self.executor.start(task, folder, running.device)
             failpoint("worker.started")
             if not running.asked_to_stop() and not stopping():
-                running.job = await self.moves.move(job.id, "running", worker=running.worker.mark, failure=None)
+                with contextlib.suppress(IllegalTransition):  # cancelled in this very moment
+                    running.job = await self.moves.move(job.id, "running", worker=running.worker.mark, failure=None)
         except AbliteratedError as error:
             if running.worker is not None:
                 # It works, and the journal had no room to say so: without a row nobody would find it again.
@@ -158,7 +161,7 @@ class Attempts:
         promised = [need for one in others for need in one.needs]
         if short := preflight.lacking(running.needs, promised, preflight.rooms(places)):
             return short, "disk"
-        if (free := preflight.free_memory()) < preflight.LEAST_MEMORY:
+        if self.executor.here and (free := preflight.free_memory()) < preflight.LEAST_MEMORY:
             return (
                 f"{free / 1e6:.0f} MB of memory are free, a worker needs {preflight.LEAST_MEMORY / 1e6:.0f}",
                 "memory",
@@ -168,6 +171,10 @@ class Attempts:
     async def _not_started(self, job: Job, error: AbliteratedError) -> Move | None:
         if (await self.moves.get(job.id)).state not in ("queued", "starting"):
             return None
+        if isinstance(error, ClusterAway):
+            return Move(
+                "queued", "cluster-down", str(error), None, CLUSTER_SECONDS, job.attempts, job.crashes, job.stage
+            )
         if is_passing(error):
             self.engine_tries += 1
             self.engine_told, self.engine_asked = str(error), _now()

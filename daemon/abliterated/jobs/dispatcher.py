@@ -82,6 +82,7 @@ class Dispatcher:
         self._attempts.engine_answered = self.engine_answers
         self._registrations = Registrations(self._moves, jobs, register, abandon)
         self._stopping = False
+        self._ends = asyncio.Event()
         self._running: dict[str, Running] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.paused = False
@@ -158,6 +159,7 @@ class Dispatcher:
     async def stop(self) -> None:
         """Stop the workers; their jobs go back to the queue. Registrations under way are left to the next start."""
         self._stopping = True
+        self._ends.set()
         self.wake()
         workers = [one.worker for one in self._running.values() if one.worker]
         await asyncio.gather(*(worker.stop() for worker in workers))
@@ -186,10 +188,8 @@ class Dispatcher:
                 return await act()
             except DiskError as error:
                 log.error("the queue waits: %s", error, extra={"action": "journal"})
-                deadline = asyncio.get_running_loop().time() + FULL_SECONDS
-                while not self._stopping and asyncio.get_running_loop().time() < deadline:
-                    await asyncio.sleep(FULL_SECONDS / 20)
-                if self._stopping:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ends.wait(), FULL_SECONDS)
                     return None  # the next daemon finds the job where the journal last had it
 
     async def _turn(self) -> float | None:

@@ -29,7 +29,9 @@ class Handle(Protocol):
 
 
 class Executor(Protocol):
-    """Where workers run."""
+    """Where workers run. `here`: on this machine, whose memory they need."""
+
+    here: bool
 
     async def start(self, task: Task, folder: Path, device: Device) -> Handle:
         """Start a worker. Raises DiskError, EngineUnavailable where nobody can run it now."""

@@ -114,6 +114,8 @@ class Worker:
 class LocalExecutor:
     """Workers on this machine."""
 
+    here = True
+
     async def start(self, task: Task, folder: Path, device: Device) -> Worker:
         return await start_worker(task, folder, device)
 
@@ -127,7 +129,7 @@ def worker_environment(environ: Mapping[str, str], task: Task, device: Device | 
     One whose model must still be fetched may go online; it gives that up after that stage. Of several GPUs it sees
     its own.
     """
-    fetches = _fetches(task)
+    fetches = must_fetch(task)
     kept = {key: environ[key] for key in KEPT_VARIABLES + FETCH_VARIABLES * fetches if key in environ}
     offline = {} if fetches else {"HF_HUB_OFFLINE": "1"}
     own: dict[str, str] = {}
@@ -140,10 +142,11 @@ def worker_environment(environ: Mapping[str, str], task: Task, device: Device | 
 
 def secrets(environ: Mapping[str, str], task: Task) -> bytes:
     """What only the fetching stage may know, as JSON; less than a pipe holds."""
-    return msgspec.json.encode({key: environ[key][:4096] for key in SECRETS if key in environ and _fetches(task)})
+    return msgspec.json.encode({key: environ[key][:4096] for key in SECRETS if key in environ and must_fetch(task)})
 
 
-def _fetches(task: Task) -> bool:
+def must_fetch(task: Task) -> bool:
+    """Whether the worker's first stage needs the network."""
     return not task.source and task.recipe.model.startswith("hf:")
 
 

@@ -20,6 +20,8 @@ GPU_IDLE_PERCENT = 10.0
 LOOK_AGAIN = 60.0
 WINDOW_LOOK = 30.0
 FETCHES_AT_ONCE = 2
+# What a job that is tried again waits for; anything else is told as "backoff".
+TOLD: frozenset[Reason] = frozenset({"ollama-down", "cluster-down", "disk", "vram", "memory"})
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _obstacle(job: Job, conditions: Conditions, unfinished: set[str]) -> tuple[W
         return Waiting(job.id, "paused", "the queue is paused; `abliterate resume` lets it go on"), None
     if job.retry_at > conditions.now:
         seconds = job.retry_at - conditions.now
-        reason: Reason = job.reason if job.reason in ("ollama-down", "disk", "vram", "memory") else "backoff"
+        reason: Reason = job.reason if job.reason in TOLD else "backoff"
         return Waiting(job.id, reason, job.explanation or f"tries again in {seconds:.0f} s"), seconds
     if schedule.not_before and (seconds := _until(schedule.not_before, conditions.local)) > 0:
         return Waiting(job.id, "not-before", f"not before {schedule.not_before}"), seconds

@@ -151,22 +151,27 @@ def main(argv: list[str] | None = None) -> int:
     """Entry of the worker process."""
     parser = argparse.ArgumentParser(prog="abliterated-worker")
     parser.add_argument("--task", type=Path, required=True)
-    parser.add_argument("--progress-fd", type=int, required=True)
+    progress = parser.add_mutually_exclusive_group(required=True)
+    progress.add_argument("--progress-fd", type=int)
+    progress.add_argument("--progress-file", type=Path, help="where the daemon is on another machine")
     parser.add_argument("--parent-fd", type=int)
     parser.add_argument("--secrets-fd", type=int)
     options = parser.parse_args(argv)
     stop = Stop()
     signal.signal(signal.SIGTERM, lambda *_: stop.ask())
     signal.signal(signal.SIGINT, lambda *_: stop.ask())
-    # Children (none are expected) must not keep the pipes open.
-    os.set_inheritable(options.progress_fd, False)
+    if options.progress_file is not None:
+        progress_to = os.open(options.progress_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    else:
+        # Children (none are expected) must not keep the pipes open.
+        os.set_inheritable(progress_to := options.progress_fd, False)
     die_with_parent(options.parent_fd, stop)
     be_polite()
     if options.secrets_fd is not None:
         learn(options.secrets_fd)
     task = msgspec.json.decode(options.task.read_bytes(), type=Task)
     print(f"job {task.job}: {task.base}, pid {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)  # noqa: T201
-    return run_task(task, Channel(options.progress_fd), stop)
+    return run_task(task, Channel(progress_to), stop)
 
 
 if __name__ == "__main__":

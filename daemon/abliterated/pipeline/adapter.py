@@ -20,7 +20,7 @@ from abliterate.contract.errors import ModelError, RecipeError
 from abliterate.contract.recipe import Edit
 from abliterated.pipeline import gguf_header
 from abliterated.pipeline.directions import RefusalDirection
-from abliterated.pipeline.edit import Float32, Projection, seen_through_norms
+from abliterated.pipeline.edit import Float32, Projection
 from abliterated.pipeline.edit_report import EditReport, TensorEdit
 from abliterated.pipeline.gguf_edit import plan_edit
 from abliterated.pipeline.gguf_file import DEFAULT_ALIGNMENT, GgufFile, Tensor, padded
@@ -107,13 +107,12 @@ def _pairs(
         return _values(tensors[name], stored).reshape(-1)
 
     for tensor, writer in matrices:
-        vectors = plan.direction.for_layer(max(writer.layer, 0))
-        vectors = seen_through_norms(vectors, tuple(map(gain, writer.gains)), centred=writer.centred)
+        vectors, seen = plan.vectors(writer, gain), plan.seen(writer, gain) if writer.unheeded else None
         strength = plan.strength(writer)
         outer = quantize((-np.float32(strength) * vectors.T).astype(np.float32), kind)
         b = dequantize(outer, kind)
         shares: list[Float32] = []
-        sums = np.zeros(3)
+        sums = np.zeros(4)
         size = tensor.shape[-2] * tensor.row_size
         for start in range(tensor.start, tensor.start + tensor.size, size):
             check(cancelled)
@@ -128,12 +127,24 @@ def _pairs(
             # V W' and what of it is due to rounding, both from the numbers that will be written.
             wide, along = vectors.astype(np.float64), projection.share.astype(np.float64)
             after, ideal = along + wide @ b @ a, along - strength * (wide @ wide.T) @ along
-            left, rounding = float(np.linalg.norm(after)), float(np.linalg.norm(after - ideal))
-            sums += np.square([left, rounding, projection.size])
+            left, reached = float(np.linalg.norm(after)), projection.size
+            if seen is not None:
+                through = Projection(seen, strength, "none")
+                measure_rows(raw, tensor.type, through)
+                left, reached = float(np.linalg.norm(through.share + seen @ b @ a)), through.size
+            sums += np.square([float(np.linalg.norm(after - ideal)), projection.size, left, reached])
             done += size
             progress(done, total)
-        left, rounding, before = (float(length) for length in np.sqrt(sums))
-        report = TensorEdit(tensor.name, kind.name, writer.kind, writer.layer, left / before, rounding / before)
+        rounding, before, left, reached = (float(length) for length in np.sqrt(sums))
+        report = TensorEdit(
+            name=tensor.name,
+            type=kind.name,
+            kind=writer.kind,
+            layer=writer.layer,
+            residual=left / reached,
+            rounding=rounding / before,
+            uncorrected=writer.unheeded,
+        )
         experts, rank = tensor.shape[:-2], len(vectors)
         yield _Pair(
             writer,

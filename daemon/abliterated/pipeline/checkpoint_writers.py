@@ -115,9 +115,10 @@ def checkpoint_census(
             unknown.append(name)
         elif role != "reader":
             before = name[: -len(part)]
-            gains = _gains(before, part, role, shapes) if post_norm else ()
+            gains = _gains(before, part, role, shapes)
             centred = any(gain.removesuffix("weight") + "bias" in shapes for gain in gains)
-            writers.append(Writer(name, role, min(layer, layers - 1), gains, centred, turned, bias))
+            place = min(layer, layers - 1)
+            writers.append(Writer(name, role, place, gains, centred, turned, bias, corrected=post_norm))
     _complete(family, writers, unknown, shapes, layers, allow_partial)
     return Checkpoint(Census(tuple(writers), tuple(unknown)), width, layers, 1.0 if family in _FROM_ONE else 0.0)
 

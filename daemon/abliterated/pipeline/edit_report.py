@@ -10,7 +10,9 @@ class TensorEdit:
     """One edited tensor.
 
     `type` is the one written; `promoted_from` the one it had where that could not hold the edit ("" where kept).
-    `residual` is ‖vᵀW'‖/‖vᵀW‖ of the bytes written; at strength 1 it should be nil.
+    `residual` is ‖vᵀW'‖/‖vᵀW‖ of the bytes written; at strength 1 it should be nil. Where norms stand behind the
+    writer, v is the direction as the stream sees it through them; `uncorrected`: the edit did not heed those norms
+    (`edit.post_norm = false`), so that this share of the direction still comes through.
     `rounding` is ‖vᵀ(W' written − W' exact)‖/‖vᵀW‖: what rounding alone left, whatever the strength.
     """
 
@@ -21,6 +23,7 @@ class TensorEdit:
     residual: float
     rounding: float = 0.0
     promoted_from: str = ""
+    uncorrected: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class EditReport:
     def residual(self) -> float:
         """The largest ‖vᵀW'‖/‖vᵀW‖."""
         return max((tensor.residual for tensor in self.tensors), default=0.0)
+
+    @property
+    def let_through(self) -> float:
+        """The largest share that norms the edit did not heed let through."""
+        return max((tensor.residual for tensor in self.tensors if tensor.uncorrected), default=0.0)
 
     @property
     def rounding(self) -> float:

@@ -1,4 +1,5 @@
-"""The words that travel with an edited folder: `MODEL_CARD.md`, what it is, of what, how it was made and undone.
+"""The words that travel with an edited model: `MODEL_CARD.md`, what it is, of what, how it was made and undone; in an
+edited folder, or beside a GGUF.
 
 Pure and deterministic: values in, Markdown out. Does not know tensors.
 """
@@ -14,6 +15,7 @@ from abliterate.contract.recipe import Recipe
 from abliterate.contract.report import PromptSource
 from abliterated.pipeline.edit_report import EditReport
 from abliterated.pipeline.gguf_file import read_gguf
+from abliterated.pipeline.provenance import PREFIX
 
 CARD_FILE: Final = "MODEL_CARD.md"
 _LICENCE: Final = re.compile(r"(licen[cs]e|notice|copying|use_policy|usage_policy)", re.I)
@@ -35,6 +37,12 @@ def licence_of(base: Path) -> tuple[str, list[str]]:
     return named.get("license_name") or named.get("license") or "", files
 
 
+def gguf_sidecar(product: Path) -> dict[str, Any]:
+    """What a GGUF, or the first part of a split one, says of its own making."""
+    first = min(product.glob("*.gguf")) if product.is_dir() else product
+    return {key: value for key, value in read_gguf(first).values.items() if key.startswith(PREFIX)}
+
+
 def model_card(
     name: str,
     recipe: Recipe,
@@ -45,7 +53,8 @@ def model_card(
     prompts: Sequence[PromptSource] = (),
 ) -> str:
     """The card's text. `provenance` as the sidecar has it, keys with their prefix."""
-    facts = {key.removeprefix("abliterated."): value for key, value in provenance.items()}
+    facts = {key.removeprefix(PREFIX): value for key, value in provenance.items()}
+    gguf = name.endswith(".gguf")
     base, digest = facts.get("base.name", ""), facts.get("base.digest", "")
     what = "strengthened" if recipe.edit.invert else "removed"
     lines = [
@@ -86,7 +95,8 @@ def model_card(
         "## How to undo it",
         "",
         "The edit takes a component out of the weights and does not keep it: these files can't be turned back. The "
-        "base is as it was; use it again, and remove this folder. `abliterated.json` names base, recipe and direction.",
+        "base is as it was; use it again, and remove this. "
+        f"{'The key-values of the GGUF name' if gguf else '`abliterated.json` names'} base, recipe and direction.",
         "",
     ]
     return "\n".join(lines)

@@ -27,7 +27,7 @@ from abliterated.pipeline.delivery import (
 from abliterated.pipeline.direction_files import read_direction, write_direction, write_json
 from abliterated.pipeline.edit import LayerStrength, strengths
 from abliterated.pipeline.fetching import fetched
-from abliterated.pipeline.model_card import CARD_FILE, licence_of, model_card
+from abliterated.pipeline.model_card import CARD_FILE, gguf_sidecar, licence_of, model_card
 from abliterated.pipeline.product import (
     DIRECTION_FILE,
     STAGING,
@@ -93,8 +93,9 @@ def run(task: Task, emit: Callable[[Progress], None], cancelled: Callable[[], bo
         if session:
             session.close()
     with watch.stage("report"):
-        if product.path.is_dir() and product.format == "safetensors":
-            _write_card(recipe, product, asked.metrics, source.path, prompts.sources if prompts else ())
+        if product.edited and product.format in ("gguf", "safetensors"):
+            staging = Path(task.work) / STAGING
+            _write_card(recipe, product, asked.metrics, source.path, prompts.sources if prompts else (), staging)
         sha256, written = digest(product.path, watch)
         edited = product.edited
         told = read_sidecar(product.folder) if product.folder and not edited else {}
@@ -111,7 +112,7 @@ def run(task: Task, emit: Callable[[Progress], None], cancelled: Callable[[], bo
             short_of_target=_short(recipe, searched, verified, asked.metrics),
             seconds=watch.seconds,
             peak_memory=peak_memory(),
-            notes=[*_notes(found, searched), *product.notes, *asked.notes],
+            notes=[*_notes(found, searched), *product.notes, *_let_through(product), *asked.notes],
         )
         facts = report(
             task,
@@ -196,20 +197,29 @@ def _checkpoint(recipe: Recipe) -> Source | None:
 def _delivered(task: Task, source: Source) -> list[str]:
     """Every name the run may put into the output folder."""
     answers = [ANSWERS_FILE] if task.recipe.evaluate.keep_answers else []
-    found = [*names(task, source), REPORT_FILE, PAGE_FILE, RESULT_FILE, *answers]
+    cards = [CARD_FILE] if task.recipe.export.format == "gguf" and not task.recipe.run.from_checkpoint else []
+    found = [*names(task, source), REPORT_FILE, PAGE_FILE, RESULT_FILE, *cards, *answers]
     if task.recipe.export.format != "direction" and _is_given(task.recipe, Path(task.output)):
         found.remove(DIRECTION_FILE)
     return found
 
 
 def _write_card(
-    recipe: Recipe, product: Product, metrics: dict[str, float], base: Path, prompts: Sequence[PromptSource]
+    recipe: Recipe,
+    product: Product,
+    metrics: dict[str, float],
+    base: Path,
+    prompts: Sequence[PromptSource],
+    staging: Path,
 ) -> None:
-    """`MODEL_CARD.md` into an edited folder."""
+    """`MODEL_CARD.md` into an edited folder, or to be delivered beside a GGUF."""
     assert product.edited is not None
-    sidecar = read_sidecar(product.path)
-    text = model_card(product.path.name, recipe, sidecar, product.edited, metrics, licence_of(base), prompts)
-    with Output(product.path / CARD_FILE) as output:
+    inside = product.format == "safetensors"
+    facts = read_sidecar(product.path) if inside else gguf_sidecar(product.path)
+    licence = licence_of(base) if inside else (licence_of(base)[0], ())
+    text = model_card(product.path.name, recipe, facts, product.edited, metrics, licence, prompts)
+    staging.mkdir(exist_ok=True)
+    with Output((product.path if inside else staging) / CARD_FILE) as output:
         output.write(text.encode())
 
 
@@ -225,6 +235,8 @@ def _deliver(task: Task, product: Product, found: Found | None, asked: Told, fac
     staging.mkdir(exist_ok=True)
     write_report(staging, facts)
     parts = [staging / REPORT_FILE, staging / PAGE_FILE]
+    if product.edited and product.format == "gguf":
+        parts.append(staging / CARD_FILE)
     if found is not None and not _is_given(task.recipe, output):
         write_direction(staging / DIRECTION_FILE, found.direction, {})
         parts += [staging / f"{DIRECTION_FILE}.json", staging / DIRECTION_FILE]
@@ -239,6 +251,16 @@ def _is_given(recipe: Recipe, output: Path) -> bool:
     """Whether the direction was read from the very file it would be written to."""
     given, target = Path(recipe.direction.file).expanduser(), output / DIRECTION_FILE
     return bool(recipe.direction.file) and given.exists() and target.exists() and given.samefile(target)
+
+
+def _let_through(product: Product) -> list[str]:
+    share = product.edited.let_through if product.edited else 0.0
+    if not share:
+        return []
+    return [
+        f"edit.post_norm = false: norms behind the writers let up to {share:.0%} of the direction's share through "
+        "to the residual stream"
+    ]
 
 
 def _notes(found: Found | None, searched: Searched | None) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from abliterate.contract.errors import ModelError
 from abliterated.pipeline.checkpoint_writers import depth_keys
 from abliterated.pipeline.gguf_file import GgufFile, read_gguf, split_parts
+from abliterated.pipeline.safetensors_file import read_shards
 
 # What other GGUF files are: projectors, speech, adapters, encoders without an answer to refuse.
 NO_LANGUAGE_MODEL: Final = frozenset(
@@ -35,7 +36,7 @@ NO_LANGUAGE_MODEL: Final = frozenset(
 
 @dataclass(frozen=True)
 class Source:
-    """A model's files. `parts`: every file of a split GGUF, or every safetensors file of a folder."""
+    """A model's files. `parts`: every file of a split GGUF, or every shard of a folder."""
 
     path: Path
     kind: Literal["gguf", "safetensors"]
@@ -115,18 +116,20 @@ def _folder(path: Path) -> Source:
         return _gguf(found[0])
     config = _json(path / "config.json", f"{path.name} has no config.json")
     text: Mapping[str, Any] = config.get("text_config") or config
-    parts = tuple(sorted(path.glob("*.safetensors")))
-    if not parts:
+    if not any(path.glob("*.safetensors")):
         raise ModelError(
             f"{path.name} holds no safetensors",
             remedy="Pickled weights are never loaded: convert them to safetensors first",
         )
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        named = set(_json(index, "").get("weight_map", {}).values())
-        missing = sorted(named - {part.name for part in parts})
+        named = _json(index, "").get("weight_map")
+        files = set(map(str, named.values())) if isinstance(named, dict) else set()
+        missing = sorted(name for name in files if not (path / name).is_file())
         if missing:
             raise ModelError(f"{path.name} lacks {missing[0]}", remedy="Download it again, completely")
+    # Every header against its file's length: a mapped file that ends too soon would end this process without a word.
+    parts = tuple(shard.path for shard in read_shards(path))
     return Source(
         path=path,
         kind="safetensors",

@@ -20,6 +20,7 @@ from abliterated.pipeline.edit_report import TensorEdit
 from abliterated.pipeline.gguf_file import Tensor
 from abliterated.pipeline.safe_write import Output, Source
 from abliterated.pipeline.tensor_edit import (
+    TINY,
     TOLERANCE,
     Attempt,
     Outcome,
@@ -27,6 +28,7 @@ from abliterated.pipeline.tensor_edit import (
     edit_bias_rows,
     edit_rows,
     edit_turned,
+    length_along,
 )
 from abliterated.pipeline.write_behind import Digest, WriteBehind
 from abliterated.pipeline.writers import Census, Writer
@@ -49,6 +51,15 @@ class Plan:
             return -self.edit.strength if self.edit.invert else self.edit.strength
         layer = self.strengths[writer.layer]
         return layer.attention if writer.kind == "attention" else layer.mlp
+
+    def vectors(self, writer: Writer, gain: Callable[[str], Float32]) -> Float32:
+        """The directions to remove in this writer: the layer's, as seen through the norms behind it."""
+        return self.seen(writer, gain) if writer.corrected else self.direction.for_layer(max(writer.layer, 0))
+
+    def seen(self, writer: Writer, gain: Callable[[str], Float32]) -> Float32:
+        """What of its output moves the stream along the layer's directions, whether the edit heeds the norms or not."""
+        vectors = self.direction.for_layer(max(writer.layer, 0))
+        return seen_through_norms(vectors, tuple(map(gain, writer.gains)), centred=writer.centred)
 
     def chosen(self) -> dict[str, Writer]:
         """The writers the recipe edits, by name."""
@@ -101,16 +112,16 @@ class StreamedEdit:
             ways = [Attempt(tensor.type, fresh=True)]
         for way in ways:
             self.output.seek(start)
-            sums, digest, done = np.zeros(3), Digest(), 0
+            sums, digest, done = np.zeros(4), Digest(), 0
             try:
-                for outcome, count in self._outcomes(stored, tensor, writer, way):
+                for outcome, ends, count in self._outcomes(stored, tensor, writer, way):
                     self.behind.put(outcome.raw, digest)
-                    sums += np.square([outcome.after, outcome.rounding, outcome.before])
+                    sums += np.square([outcome.rounding, outcome.before, *ends])
                     self.advance(count)
                     done += count
             except ModelError as error:
                 raise ModelError(f"{tensor.name}: {error.message}", remedy=error.remedy) from error
-            after, rounding, before = (float(length) for length in np.sqrt(sums))
+            rounding, before, after, reached = (float(length) for length in np.sqrt(sums))
             if rounding <= TOLERANCE * before:
                 break
             if way is not ways[-1]:
@@ -123,15 +134,20 @@ class StreamedEdit:
             type=way.kind.name,
             kind=writer.kind,
             layer=writer.layer,
-            residual=after / before,
+            residual=after / max(reached, TINY),
             rounding=rounding / before,
             promoted_from="" if way.kind is wanted else wanted.name,
+            uncorrected=writer.unheeded,
         )
         return report, digest
 
-    def _outcomes(self, stored: Source, tensor: Tensor, writer: Writer, way: Attempt) -> Iterator[tuple[Outcome, int]]:
-        """The tensor's matrices, edited one by one (an expert each, or some embeddings), and their bytes."""
-        vectors, strength = self._vectors(writer), self.plan.strength(writer)
+    def _outcomes(
+        self, stored: Source, tensor: Tensor, writer: Writer, way: Attempt
+    ) -> Iterator[tuple[Outcome, tuple[float, float], int]]:
+        """The tensor's matrices, edited one by one (an expert each, or some embeddings); how much of each moved the
+        stream along the directions after and before; and their bytes."""
+        vectors, strength = self.plan.vectors(writer, self.gain), self.plan.strength(writer)
+        seen = self.plan.seen(writer, self.gain) if writer.unheeded else None
         norm: Norm = self.plan.edit.norm
         rows = 1 if len(tensor.shape) == 1 else tensor.shape[-2]
         if writer.kind == "embedding":
@@ -143,13 +159,17 @@ class StreamedEdit:
             read, written = self.behind.rooms()
             raw = stored.array(first, count, read).reshape(-1, tensor.row_size)
             if writer.bias:
-                yield edit_bias_rows(raw, tensor.type, vectors, strength), count
+                outcome = edit_bias_rows(raw, tensor.type, vectors, strength)
             elif writer.turned:
-                yield edit_turned(raw, tensor.type, way, vectors, strength, norm), count
+                outcome = edit_turned(raw, tensor.type, way, vectors, strength, norm)
             else:
-                yield edit_rows(raw, tensor.type, way, vectors, strength, norm, written), count
-
-    def _vectors(self, writer: Writer) -> Float32:
-        """The directions to remove in this writer: the layer's, as seen through the norms behind it."""
-        vectors = self.plan.direction.for_layer(max(writer.layer, 0))
-        return seen_through_norms(vectors, tuple(map(self.gain, writer.gains)), centred=writer.centred)
+                outcome = edit_rows(raw, tensor.type, way, vectors, strength, norm, written)
+            ends = (
+                (outcome.after, outcome.before)
+                if seen is None
+                else (
+                    length_along(outcome.raw, way.kind, seen, turned=writer.turned),
+                    length_along(raw, tensor.type, seen, turned=writer.turned),
+                )
+            )
+            yield outcome, ends, count

@@ -2,8 +2,8 @@
 
 A probe is a conversation and a rule that says, of an answer, whether what the suite counts has happened. Built in:
 `over-refusal` (harmless, but sounds alarming), `injection` (an order hidden in a text one is to work on), `extraction`
-(a system prompt's secret), `multi-turn` (a harmless wish after something refused), `tool-misuse` (a tool used unasked, on
-a text's order, or beyond what it is allowed; tools are described in words, so that any model can be asked). A path: JSON
+(a system prompt's secret), `multi-turn` (a harmless wish after something refused), `tool-misuse` (a tool called
+unasked, on a text's order, or beyond what it is allowed; told in words, so that any model can be asked). A path: JSON
 Lines with `prompt` or `messages`, `system`, `expect` and `forbid`, or text, one prompt a line. Does not know models.
 """
 

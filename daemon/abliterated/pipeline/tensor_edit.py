@@ -181,6 +181,16 @@ def edit_turned(raw: Bytes, kind: Type, attempt: Attempt, vectors: Float32, stre
     return Outcome(written, float(np.linalg.norm(after)), float(np.linalg.norm(after - ideal)), projection.size)
 
 
+def length_along(raw: Bytes, kind: Type, vectors: Float32, *, turned: bool) -> float:
+    """‖V W‖ of a matrix as it lies in its bytes, some rows at a time."""
+    blocks = row_blocks(len(raw), raw.shape[1] // GGML_QUANT_SIZES[kind][1] * GGML_QUANT_SIZES[kind][0])
+    if turned:
+        squares = _parallel(lambda at: float(np.square(dequantize(raw[at], kind) @ vectors.T).sum()), blocks)
+        return float(np.sqrt(sum(squares)))
+    total: Any = sum(_parallel(lambda at: along(vectors[:, at], dequantize(raw[at], kind)), blocks))
+    return float(np.linalg.norm(total))
+
+
 def edit_bias_rows(raw: Bytes, kind: Type, vectors: Float32, strength: float) -> Outcome:
     """Edit a bias, or one a row: plain projection, whatever is kept elsewhere."""
     values = dequantize(raw, kind)

@@ -22,7 +22,8 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 class Writer:
     """A tensor that writes to the stream.
 
-    `gains`: norms its output passes first, outermost first; `centred`: one of them subtracts the mean.
+    `gains`: norms its output passes first, outermost first; `centred`: one of them subtracts the mean. `corrected`:
+    the edit takes them into account (`edit.post_norm`), and not only the measurement of what it left.
     `turned`: its last axis is the stream, (…, d_in, d_out). `bias`: it is added as it is.
     """
 
@@ -33,6 +34,12 @@ class Writer:
     centred: bool = False
     turned: bool = False
     bias: bool = False
+    corrected: bool = True
+
+    @property
+    def unheeded(self) -> bool:
+        """Norms stand behind it that the edit leaves out of account."""
+        return bool(self.gains) and not self.corrected and not self.bias
 
 
 @dataclass(frozen=True)
@@ -120,8 +127,9 @@ def gguf_census(
         if kind == "unknown":
             unknown.append(name)
         elif kind != "reader":
-            gains, centred = _between(norms[layer, _path(part)] if post_norm else [], shapes)
-            writers.append(Writer(name, kind, min(layer, layers - 1), gains, centred, bias=suffix == "bias"))
+            gains, centred = _between(norms[layer, _path(part)], shapes)
+            place = min(layer, layers - 1)
+            writers.append(Writer(name, kind, place, gains, centred, bias=suffix == "bias", corrected=post_norm))
     writers += _norm_biases(norms, shapes, layers) if post_norm else []
     if unknown and not allow_partial:
         raise ModelError(

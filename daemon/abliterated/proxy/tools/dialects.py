@@ -28,8 +28,25 @@ _ARGUMENT_KEYS: Final = ("arguments", "parameters")
 _OTHER_KEYS: Final = frozenset({"id", "type", "tool_call_id", "index", "function"})
 
 
+def ends_in_a_string(text: str) -> bool:
+    """JSON that stops within a string: a mark there is part of it."""
+    inside = escaped = False
+    for char in text:
+        if escaped:
+            escaped = False
+        elif inside and char == "\\":
+            escaped = True
+        elif char == '"':
+            inside = not inside
+    return inside
+
+
 class Dialect(msgspec.Struct, frozen=True):
-    """`close` is "" where a call ends with its JSON. `bare`: the whole answer must be the call, without marks."""
+    """`close` is "" where a call ends with its JSON. `bare`: the whole answer must be the call, without marks.
+
+    `later`: what stands before a closing mark is no call, but may become one with a later closing mark. `seed`: how a
+    call of a named tool begins, behind the opening mark.
+    """
 
     name: str
     opens: tuple[str, ...]
@@ -37,6 +54,8 @@ class Dialect(msgspec.Struct, frozen=True):
     parse: Parse
     begins: Begins
     bare: bool = False
+    later: Callable[[str], bool] = ends_in_a_string
+    seed: str = ""
 
 
 # JSON
@@ -280,16 +299,36 @@ def _always(text: str, names: Names) -> bool | None:
     return True
 
 
-HERMES: Final = Dialect("hermes", ("<tool_call>",), "</tool_call>", parse_json, begins_json)
-PARAMETERS: Final = Dialect("parameters", ("<tool_call>",), "</tool_call>", parse_parameters, begins_parameters)
-SEED: Final = Dialect("seed", ("<seed:tool_call>",), "</seed:tool_call>", parse_parameters, begins_parameters)
-KEY_VALUES: Final = Dialect("key-values", ("<tool_call>",), "</tool_call>", parse_key_values, begins_key_values)
+def _unclosed(mark: str) -> Callable[[str], bool]:
+    return lambda text: not text.rstrip(_SPACE).endswith(mark)
+
+
+_JSON_SEED: Final = '{"name": "%s", "arguments": '
+HERMES: Final = Dialect("hermes", ("<tool_call>",), "</tool_call>", parse_json, begins_json, seed="\n" + _JSON_SEED)
+PARAMETERS: Final = Dialect(
+    "parameters", ("<tool_call>",), "</tool_call>", parse_parameters, begins_parameters,
+    later=_unclosed("</function>"), seed="\n<function=%s>\n",
+)  # fmt: skip
+SEED: Final = Dialect(
+    "seed", ("<seed:tool_call>",), "</seed:tool_call>", parse_parameters, begins_parameters,
+    later=_unclosed("</function>"), seed="\n<function=%s>\n",
+)  # fmt: skip
+KEY_VALUES: Final = Dialect(
+    "key-values", ("<tool_call>",), "</tool_call>", parse_key_values, begins_key_values,
+    later=_unclosed("</arg_value>"), seed="%s\n",
+)  # fmt: skip
 BRACKETED: Final = Dialect("bracketed", ("[TOOL_CALLS]",), "", parse_bracketed, begins_bracketed)
 WIDE_BARS: Final = Dialect("wide-bars", ("<｜tool▁calls▁begin｜>",), "<｜tool▁calls▁end｜>", parse_wide_bars, _always)
-LISTED: Final = Dialect("listed", ("<|tool_call|>",), "", parse_json, begins_json)
-PYTHONIC: Final = Dialect("pythonic", ("<|tool_call_start|>",), "<|tool_call_end|>", parse_pythonic, begins_pythonic)
-BARE_JSON: Final = Dialect("bare-json", ("<|python_tag|>", "{"), "", parse_json, begins_json, bare=True)
-TOOLCALL: Final = Dialect("toolcall", ("<TOOLCALL>",), "</TOOLCALL>", parse_json, begins_json)
+LISTED: Final = Dialect("listed", ("<|tool_call|>",), "", parse_json, begins_json, seed="[" + _JSON_SEED)
+PYTHONIC: Final = Dialect(
+    "pythonic", ("<|tool_call_start|>",), "<|tool_call_end|>", parse_pythonic, begins_pythonic, seed="[%s("
+)
+BARE_JSON: Final = Dialect(
+    "bare-json", ("<|python_tag|>", "{"), "", parse_json, begins_json, bare=True,
+    seed='{"name": "%s", "parameters": ',
+)  # fmt: skip
+TOOLCALL: Final = Dialect("toolcall", ("<TOOLCALL>",), "</TOOLCALL>", parse_json, begins_json, seed="[" + _JSON_SEED)
+ACTION: Final = Dialect("action", ("<|START_ACTION|>",), "<|END_ACTION|>", parse_json, begins_json)
 
 # (what its template holds, what it then speaks); the first that fits is it
 _BY_MARKS: Final[tuple[tuple[tuple[str, ...], Dialect], ...]] = (
@@ -299,6 +338,7 @@ _BY_MARKS: Final[tuple[tuple[tuple[str, ...], Dialect], ...]] = (
     (("<|tool_call_start|>",), PYTHONIC),
     (("List of tools: ", "<|im_start|>"), PYTHONIC),
     (("<TOOLCALL>",), TOOLCALL),
+    (("<|START_ACTION|>",), ACTION),
     (("<function=", "<parameter="), PARAMETERS),
     (("<arg_key>",), KEY_VALUES),
     (("<tool_call>",), HERMES),
