@@ -1,4 +1,4 @@
-# Everything runs in .venv, made here. `make demo` and `make test` are all a newcomer needs.
+# Everything runs in .venv, made here from requirements.lock. `make demo` and `make test` are all a newcomer needs.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,14 +6,14 @@ BIN := $(VENV)/bin
 PACKAGES := client daemon tests tools bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-search bench-real bench-proxy matrix ollama clean
+.PHONY: help install demo test lint format bench bench-search bench-real bench-proxy matrix ollama ray nightly man docs lock sbom clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## .venv with everything, at the tested versions
 
-$(VENV)/.installed: pyproject.toml constraints.txt tools/install.sh
+$(VENV)/.installed: pyproject.toml requirements.lock tools/install.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/install.sh
 	@touch $@
 
@@ -54,15 +54,25 @@ nightly: install ## the queue's proofs at full size (half an hour); bench/reliab
 ollama: install ## a real Ollama for the tests, once, outside the clone (needs Go)
 	@$(BIN)/python tools/install_ollama.py $(OLLAMA) || test $$? -eq 3
 
+ray: ## a local Ray for the tests of `executor = "ray"`, once, outside the clone (400 MB)
+	@$(PYTHON) -m venv "$$HOME/.cache/abliterated/ray"
+	@"$$HOME/.cache/abliterated/ray/bin/pip" install -q "ray[default]==2.60.0"
+
 man: install ## the man pages in docs/man and the reference pages that follow from the program
 	@$(BIN)/python tools/man_pages.py
 	@$(BIN)/python -m abliterate.reference > docs/reference/client.md
 	@$(BIN)/python tools/reference.py
 
-docs: install ## the site in site/, strictly (fetches mkdocs-material into .venv-docs)
-	@test -x .venv-docs/bin/mkdocs || { $(BIN)/python -m venv .venv-docs && .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check '$(shell $(BIN)/python tools/reference.py --docs-needs)'; }
-	@.venv-docs/bin/mkdocs build --strict --quiet
+docs: install ## the site in site/, strictly: a dead link fails it (mkdocs-material)
+	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@$(BIN)/python -m mkdocs build --strict --quiet
 
+lock: install ## requirements.lock: every file's hash, for all systems, at the versions of constraints.txt
+	@printf 'hatchling>=1.27,<2\neditables\nuv\n' | $(BIN)/uv pip compile pyproject.toml - --extra pipeline --extra demo --extra dev \
+		-c constraints.txt --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements.lock
+
+sbom: install ## what the lock consists of, as CycloneDX: dist/sbom.json
+	@$(BIN)/python tools/sbom.py dist/sbom.json
 
 clean: ## remove what was made here
-	@rm -rf $(VENV) .demo dist build .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) .demo site dist build .pytest_cache .mypy_cache .ruff_cache

@@ -68,14 +68,16 @@ def subject(name: str) -> Subject:
     return Subject(name, folder, folder / "harmful.txt", folder / "harmless.txt", folder / "questions.jsonl")
 
 
-def real(folder: Path, place: Path) -> Subject:
-    """Any folder of safetensors, with the built-in prompts: the last of each class are kept for the scorer."""
+def real(folder: Path, place: Path, prompts: dict[str, Path | None]) -> Subject:
+    """Any folder of safetensors, with the built-in prompts or one's own: the last of each class are kept for the
+    scorer."""
     from importlib import resources
 
     place.mkdir(parents=True, exist_ok=True)
     asked = []
     for name, kind in (("harmful", "refused"), ("harmless", "answered")):
-        lines = (resources.files("abliterated.pipeline") / f"prompts/{name}.txt").read_text().splitlines()
+        file = prompts.get(name) or resources.files("abliterated.pipeline") / f"prompts/{name}.txt"
+        lines = file.read_text(encoding="utf-8").splitlines()
         lines = [line for line in lines if line.strip() and not line.startswith("#")]
         (place / f"{name}.txt").write_text("\n".join(lines[:-REAL_QUESTIONS]) + "\n")
         asked += [{"prompt": line, "class": kind, "right": [[]]} for line in lines[-REAL_QUESTIONS:]]
@@ -261,13 +263,16 @@ def main() -> int:
         "--reuse", action="store_true", help="take Heretic's result of an earlier run where there is one"
     )
     parser.add_argument("--real", type=Path, metavar="DIR", help="a folder of safetensors, with the built-in prompts")
+    for name in ("harmful", "harmless"):
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help="with --real: these prompts, one a line")
     parser.add_argument("--again", action="store_true", help="run ours twice and compare the bytes")
     options = parser.parse_args()
     options.side = options.side or ["ours", "heretic"]
     models = {}
     if options.real:
         place = cache() / "bench-search" / f"{options.real.name}-real"
-        models[options.real.name] = figures([compared(real(options.real, place), 0, options)])
+        about = real(options.real, place, {"harmful": options.harmful, "harmless": options.harmless})
+        models[about.name] = figures([compared(about, 0, options)])
         print(table(models))
         return 0
     for number, name in enumerate(options.model or (*ZOO, REFUSER)):

@@ -1,5 +1,5 @@
 """Writes the pages of docs/reference that follow from the program: openapi.json, states.md, daemon.md, exit-codes.md,
-metrics.md. `--check` only compares.
+metrics.md; and the completions. `--check` only compares.
 
 python tools/reference.py [--check]
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from abliterate.commands.completions import script
 from abliterate.contract.errors import AbliteratedError
 from abliterate.contract.states import MEANING, STATES, TERMINAL, TRANSITIONS, WHY
 from abliterated.cli import parser
@@ -27,6 +28,30 @@ from abliterated.proxy.marks import Tally
 from abliterated.proxy.server import Stats
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
+
+_DAEMON = """\
+# The daemon's command: `abliterated`
+
+Written by `python tools/reference.py` from the program's own parser. The client, `abliterate`, has [a page](client.md)
+of its own."""
+_EXIT_CODES = """\
+# Exit codes
+
+Written by `python tools/reference.py` from `abliterate/contract/errors.py`. The same for `abliterate` and
+`abliterated`; what a verb adds, its help says. Each error says on stderr what failed, on what, and behind `→`
+what to do next.
+
+| code | meaning |
+|---|---|"""
+_METRICS = """\
+# Metrics
+
+Written by `python tools/reference.py` from what the daemon tells. `GET /metrics` on the control API, Prometheus
+text; [watching it](../how-to/watching.md) has a scrape configuration and a Grafana dashboard. Families by model have
+the labels `route` and `model` (and `status`); at most 256 pairs are told apart, the others are counted together.
+
+| metric | kind | meaning |
+|---|---|---|"""
 
 
 def openapi() -> str:
@@ -64,11 +89,7 @@ def daemon() -> str:
     """The verbs of `abliterated`, with their options. Wrapped by nobody: argparse wraps differently in each version."""
     top = parser()
     verbs = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
-    lines = [
-        "# The daemon's command: `abliterated`",
-        "",
-        "Written by `python tools/reference.py` from the program's own parser. [The client](client.md) is `abliterate`.",
-    ]
+    lines = [_DAEMON]
     for name, verb in verbs.choices.items():
         lines += ["", f"## {name}", "", f"{str(verb.description).strip().capitalize()}.", "", "```text"]
         lines += [re.sub(r"^usage: ", "", " ".join(verb.format_usage().split())), "```", ""]
@@ -105,16 +126,7 @@ def exit_codes() -> str:
     ]
     more = {0: ["done"], SHORT_OF_TARGET: ["done, but more is refused than `search.refusal_target` allows"]}
     more[130] = ["interrupted by Ctrl-C"]
-    lines = [
-        "# Exit codes",
-        "",
-        "Written by `python tools/reference.py` from `abliterate/contract/errors.py`. The same for `abliterate` and",
-        "`abliterated`; what a verb adds, its help says. Each error says on stderr what failed, on what, and behind `→`",
-        "what to do next.",
-        "",
-        "| code | meaning |",
-        "|---|---|",
-    ]
+    lines = [_EXIT_CODES]
     lines += [f"| {code} | {'; '.join(told)} |" for code, told in sorted((found | more).items())]
     return "\n".join(lines) + "\n"
 
@@ -130,16 +142,7 @@ def metrics() -> str:
     page = control_metrics.text(states=[], uptime=0.0, resident=0, proxy=stats_numbers(Stats()), more=Tally().text())
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", page, re.M))
     about = dict(re.findall(r"^# HELP (\S+) (.+)$", page, re.M))
-    lines = [
-        "# Metrics",
-        "",
-        "Written by `python tools/reference.py` from what the daemon tells. `GET /metrics` on the control API, Prometheus",
-        "text; [watching it](../how-to/watching.md) has a scrape configuration and a Grafana dashboard. Families by model",
-        "have the labels `route` and `model` (and `status`); at most 256 pairs are told apart, the others counted together.",
-        "",
-        "| metric | kind | meaning |",
-        "|---|---|---|",
-    ]
+    lines = [_METRICS]
     lines += [f"| `{name}` | {kind} | {about[name]} |" for name, kind in kinds.items()]
     return "\n".join(lines) + "\n"
 
@@ -150,6 +153,10 @@ PAGES = {
     "daemon.md": daemon,
     "exit-codes.md": exit_codes,
     "metrics.md": metrics,
+    # Where packagers and the wheel take them from.
+    "../../completions/abliterate.bash": lambda: script("bash"),
+    "../../completions/_abliterate": lambda: script("zsh"),
+    "../../completions/abliterate.fish": lambda: script("fish"),
 }
 
 

@@ -185,6 +185,9 @@ class App:
             if sockets and self._kind == "embedded":
                 await until_listening(self._upstream)  # who knocks now waits, rather than being told of no engine
             await proxy.start()
+            if self._front.assisting is not None:
+                stack.push_async_callback(self._front.assisting.close)
+                self._front.assisting.begin()
             stack.push_async_callback(proxy.close, DRAIN_SECONDS)
 
     async def _start_control(

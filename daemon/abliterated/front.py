@@ -18,6 +18,7 @@ from abliterate.contract.config import Config
 from abliterate.contract.errors import AbliteratedError, RecipeError
 from abliterate.contract.messages import JobView, Submit, Submitted
 from abliterate.contract.names import parse_name
+from abliterated.assisting import Assisting
 from abliterated.proxy.missing import Missed, remark_command
 from abliterated.proxy.server import Proxy, Steering
 
@@ -47,6 +48,7 @@ class Front:
         self._submitted: deque[float] = deque(maxlen=SUBMITS_AN_HOUR)
         self._idle_since = time.monotonic()
         self.proxy: Proxy | None = None
+        self.assisting: Assisting | None = None
         self.queue: Queue | None = None
 
     def make(self, sockets: Sequence[socket.socket]) -> Proxy | None:
@@ -77,6 +79,7 @@ class Front:
             ),
             remark=self.remark,
         )
+        self.assisting = Assisting(self.proxy, self._upstream, settings.assist, settings.assist_more)
         return self.proxy
 
     def beside(self, publish: Callable[[JobView, int], None]) -> Callable[[JobView, int], None]:
@@ -90,6 +93,8 @@ class Front:
 
     def job_changed(self, view: JobView) -> None:
         """A job's state, as published: while one is at work, the policy of `during_jobs` is in force."""
+        if view.state == "succeeded" and self.assisting is not None and view.result is not None:
+            self.assisting.made(view.target, view.result.certification)
         policy = self._config.proxy.during_jobs
         was = bool(self._at_work)
         if view.state in AT_WORK:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from abliterate.cli import build_parser
 from abliterate.contract.config import Config, parse_config
 from abliterate.contract.errors import AbliteratedError
 from abliterate.contract.recipe import Recipe, parse_recipe
 from abliterate.contract.states import STATES
+from abliterated.cli import parser as daemon_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-BIN = Path(sys.executable).parent
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -40,23 +40,73 @@ def test_the_configuration_reference_shows_every_key_with_its_default() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_toml_example_can_be_read(path: Path) -> None:
     for text in blocks(path, "toml"):
-        read = parse_config if path.name in ("configuration.md", "proxy.md") else parse_recipe
-        read(text.encode(), path.name)
+        config = path.name in ("configuration.md", "proxy.md") or text.startswith("# config.toml\n")
+        (parse_config if config else parse_recipe)(text.encode(), path.name)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    plain = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+    headings = re.findall(r"^#+ +(.+)$", plain, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_link_within_the_documents_leads_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-        if "://" not in target:
-            assert (path.parent / target).exists(), target
+    plain = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", plain):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        found = path.parent / file if file else path
+        assert found.exists(), target
+        # What is linked to must be on the site too, which holds docs/ and nothing else.
+        assert ROOT / "docs" not in path.parents or ROOT / "docs" in found.resolve().parents, target
+        assert not anchor or anchor in anchors(found), target
+
+
+def test_every_page_is_in_the_sites_list_and_the_list_has_no_other() -> None:
+    listed = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
+    assert listed == {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+
+
+def commands(path: Path) -> list[str]:
+    """Every call of ours that a page shows, wherever in a line it stands."""
+    lines = "\n".join([*blocks(path, ""), *blocks(path, "sh")]).replace("\\\n", " ").splitlines()
+    called = [part.strip() for line in lines for part in re.split(r" \| | #|  +|&&", line)]
+    found = [re.search(r"(?:^|^sudo |^\$ | exec abliterated )(abliterated? [^>]*)", part) for part in called]
+    return [one[1] for one in found if one]
+
+
+def test_there_are_commands_to_be_looked_at() -> None:
+    assert sum(len(commands(path)) for path in DOCUMENTS) > 35
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_every_command_of_ours_in_the_documents_exists(path: Path) -> None:
-    shown = set(re.findall(r"\b(abliterated?) ([a-z][a-z-]+)\b", "\n".join(blocks(path, ""))))
-    for command, verb in sorted(shown):
-        told = subprocess.run([str(BIN / command), verb, "--help"], capture_output=True, text=True)
-        assert told.returncode == 0, f"{command} {verb}: {told.stderr}"
+def test_every_command_of_ours_in_the_documents_is_one(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in commands(path):
+        program, *words = shlex.split(line)
+        parser = build_parser()[0] if program == "abliterate" else daemon_parser()
+        try:
+            _, left = parser.parse_known_args(words)
+        except SystemExit as ended:
+            assert ended.code == 0, (line, capsys.readouterr().err)
+        else:
+            assert not left, (line, left)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_verb_and_option_named_in_a_line_of_text_is_there(path: Path) -> None:
+    client, daemon = build_parser()[1], daemon_parser()
+    served = next(action.choices for action in daemon._actions if isinstance(action.choices, dict))
+    for line in re.findall(r"`(abliterated? [a-z][^`]*)`", re.sub(r"```.*?```", "", path.read_text(), flags=re.S)):
+        program, *words = line.split()
+        for verb in words[0].split("|"):
+            known = (client if program == "abliterate" else served)[verb]
+            if program == "abliterate":
+                client[verb].load()
+            for option in re.findall(r"(?<!\S)\[?(--?[a-z][a-z-]*)", line):
+                assert option in known._option_string_actions, line
 
 
 def test_every_state_and_every_exit_code_is_explained() -> None:

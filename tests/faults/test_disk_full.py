@@ -96,16 +96,17 @@ def test_however_little_room_is_left_nothing_is_lost_doubled_or_wrong(small: Pat
     assert figures["full"] >= 4, "there was room all the time"
 
 
-def test_while_the_disk_is_full_the_proxy_answers_and_later_the_queue_goes_on(small: Path) -> None:
-    house = House(small)
+def test_while_the_disk_is_full_the_proxy_answers_and_later_the_queue_goes_on(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "state").symlink_to(small)
+    house = House(tmp_path)
     with some_engine() as port:
         house.upstream = port
         house.configure("ollama")
         house.serve()
         try:
-            ballast = leave(small, 3 * 4096)
+            ballast = leave(small, 4096)  # for the recipe itself; not for its copy
             job_id = house.drop(b'model = "ollama:base"\n', "night")
-            log = small / "daemon.log"
+            log = tmp_path / "daemon.log"
             house.until(lambda: "could not be taken" in log.read_text(), "a word about the full disk")
             assert [get(house, "/api/version")[0] for _ in range(50)] == [200] * 50
             assert house.control.status().jobs == []

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from abliterate.contract.errors import ConflictError, EngineUnavailable, ModelError
+from abliterate.contract.errors import AbliteratedError, ConflictError, EngineRefused, EngineUnavailable, ModelError
 from abliterate.contract.ids import new_id
 from abliterate.contract.messages import JobView, Result, Task
 from abliterate.contract.recipe import Direction, Evaluate, Recipe, Search
@@ -233,6 +233,17 @@ async def test_an_engine_that_is_away_keeps_the_job_queued_and_costs_no_attempt(
     await house.ledger.do(Journal.note, job_id, retry_at=0.0)
     house.dispatcher.wake()
     assert (await house.until(job_id, lambda one: one.state in TERMINAL)).state == "failed"
+
+
+@pytest.mark.parametrize("error", [ConflictError("the name is taken"), EngineRefused("too old to register with")])
+async def test_an_engine_that_says_no_ends_the_job(house: House, error: AbliteratedError) -> None:
+    house.prepare_error = error
+    house.start()
+    job_id = await house.add()
+    view = await house.until(job_id, lambda one: one.state in TERMINAL)
+    assert view.state == "failed"
+    assert view.failure is not None
+    assert view.failure.message == str(error)
 
 
 @pytest.mark.parametrize("error", [EngineUnavailable("nobody answers"), ModelError("gone")])

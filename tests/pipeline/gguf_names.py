@@ -34,17 +34,16 @@ def architecture_of(family: str) -> str:
 def gguf_names(
     architecture: str, shapes: Mapping[str, tuple[int, ...]], turned: frozenset[str]
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Each tensor's name and shape in a GGUF, for those llama.cpp names: experts merged, `turned` ones the right way."""
+    """Each tensor's name and shape in a GGUF, where llama.cpp names it: experts merged, `turned` ones turned."""
     tables = [gguf.get_tensor_name_map(_ARCHITECTURES[name], LAYERS) for name in (architecture, "llama")]
     found = {}
     for name, shape in shapes.items():
         stem, dot, suffix = _EXPERT.sub(".experts.", name).removeprefix("backbone.").rpartition(".")
         if suffix not in ("weight", "bias"):  # fused experts are parameters, not modules
-            stem, suffix = (
-                f"{stem}{dot}{suffix.removesuffix('_bias')}",
-                "bias" if suffix.endswith("_bias") else "weight",
-            )
-        spellings = (stem, stem.removeprefix("model."), f"model.{stem}", f"backbone.{stem}")
+            stem = f"{stem}{dot}{suffix.removesuffix('_bias')}"
+            suffix = "bias" if suffix.endswith("_bias") else "weight"
+        merged = stem.replace(".mixer.experts.", ".mlp.experts.")
+        spellings = (stem, stem.removeprefix("model."), f"model.{merged}", f"backbone.{stem}")
         told = next((there for table in tables for one in spellings if (there := table.get_name(one))), None)
         if told:
             axes = (*shape[:-2], shape[-1], shape[-2]) if name in turned else shape

@@ -4,7 +4,7 @@ it is killed on the way; and what it says where there are none."""
 from __future__ import annotations
 
 import json
-import signal
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,18 +23,28 @@ from abliterated.pipeline.run import run
 from pipeline.planted import REFUSAL, Planted, plant
 
 TRIALS = 18
+# Killed at each (message, least done) in turn; one process forks them all, so that torch is imported once.
 PROGRAM = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 import msgspec
+import abliterated.pipeline.session, abliterated.pipeline.trials, transformers.models.llama.modeling_llama
 from abliterate.contract.messages import Task
 from abliterated.pipeline.run import run
 
-def emit(progress):
-    if f"{progress.stage}: {progress.message}" == sys.argv[2] and progress.done >= float(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
+task = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Task)
+for message, least in json.loads(sys.argv[2]):
+    def emit(progress):
+        if f"{progress.stage}: {progress.message}" == message and progress.done >= least:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-run(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Task), emit, lambda: False)
+    child = os.fork()
+    if not child:
+        run(task, emit, lambda: False)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status != -signal.SIGKILL:
+        sys.exit(f"{message}: ended with {status}")
 """
 
 
@@ -86,18 +96,19 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     whole = msgspec.structs.replace(asked, work=str(elsewhere / "work"), output=str(elsewhere / "out"))
     wanted = go(whole)
     (tmp_path / "task.json").write_bytes(msgspec.json.encode(asked))
-    for message, least in (
+    kills = [
         ("search: trying strengths, 17 of 18", 200),
         ("search: trying strengths, 18 of 18", 0),
         ("search: asking what was written", 0),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(tmp_path / "task.json"), message, str(least)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == -signal.SIGKILL, (message, done.stderr[-1500:])
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "task.json"), json.dumps(kills)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # no threads that a fork would lose
+    )
+    assert done.returncode == 0, done.stderr[-1500:]
     seen: list[Progress] = []
     result = run(asked, seen.append, lambda: False)
     assert not any("trying strengths" in progress.message for progress in seen), "what had ended was done again"

@@ -65,7 +65,9 @@ def test_no_window_is_too_narrow_and_the_styles_are_taken(tmp_path: Path, width:
         "<!doctype html><iframe id=f style='border:0;width:WIDTHpx;height:800px'></iframe><script>"
         "const f = document.getElementById('f'); f.srcdoc = HTML; f.onload = () => {"
         "const d = f.contentDocument; const e = d.documentElement;"
+        "const cut = [...d.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth);"
         "document.title = JSON.stringify({wide: e.scrollWidth, view: e.clientWidth,"
+        "cut: cut.map(one => one.ariaLabel),"
         "font: getComputedStyle(d.querySelector('main')).maxWidth}); document.body.append(document.title) }</script>"
     )
     import json
@@ -76,4 +78,5 @@ def test_no_window_is_too_narrow_and_the_styles_are_taken(tmp_path: Path, width:
     assert found, done.stdout[-500:]
     told = json.loads(found[1])
     assert told["wide"] <= told["view"] == width
+    assert told["cut"] == []  # on a phone, too, nothing need be pushed sideways to be read
     assert told["font"] == "1080px"  # the policy's digest is that of the style sheet

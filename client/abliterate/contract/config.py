@@ -38,6 +38,8 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     during_jobs: Literal["share", "hold", "reject"] = "share"
     hold_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 60
     auto_submit: bool = False
+    assist: Literal["off", "needed", "any"] = "needed"
+    assist_more: list[Literal["tool_choice", "parallel_tool_calls", "thinking_history"]] = field(default_factory=list)
     allow_remote: bool = False
     allowed_hosts: list[str] = field(default_factory=list)
     access_log: str = ""

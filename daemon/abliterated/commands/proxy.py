@@ -32,11 +32,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="beyond loopback: a name clients may call this machine by; * for any; may be repeated",
     )
+    parser.add_argument(
+        "--assist",
+        choices=["off", "needed", "any"],
+        default="needed",
+        help="tools and thinking for abliterated models where the engine lacks them; any: for those never taught, too",
+    )
     parser.add_argument("--access-log", default="", metavar="FILE", help="a JSON line for each exchange")
 
 
 def run(options: argparse.Namespace) -> int:
     from abliterated import logs, service, succession
+    from abliterated.assisting import Assisting
     from abliterated.proxy import alone, server
 
     logs.set_up()
@@ -51,5 +58,6 @@ def run(options: argparse.Namespace) -> int:
         sockets=sockets,
         steering=server.Steering(access_log=options.access_log),
     )
+    beside = Assisting(proxy, options.upstream, options.assist)
     hand_over = None if succession.in_a_terminal() else succession.hand_over
-    return alone.run(proxy, serving=left.serving, hand_over=hand_over)
+    return alone.run(proxy, serving=left.serving, hand_over=hand_over, beside=beside)

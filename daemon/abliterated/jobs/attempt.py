@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from abliterate.contract.errors import AbliteratedError, DiskError
+from abliterate.contract.errors import AbliteratedError, ConflictError, DiskError, EngineRefused
 from abliterate.contract.messages import Progress, Result, Task
 from abliterate.contract.states import IllegalTransition, Reason
 from abliterated.failpoints import failpoint
@@ -180,7 +180,10 @@ class Attempts:
             self.engine_told, self.engine_asked = str(error), _now()
             seconds = 0.0 if needs_engine(job) else backoff(self.engine_tries, ENGINE_FIRST, ENGINE_LONGEST)
             return Move("queued", "ollama-down", str(error), None, seconds, job.attempts, job.crashes, job.stage)
-        return after_failure(failure_of(error), attempts=job.attempts, crashes=job.crashes, retries=self.retries)
+        failure = failure_of(error)
+        if isinstance(error, EngineRefused | ConflictError):  # it answered, and asking again changes nothing
+            return Move("failed", "", failure.message, failure, attempts=job.attempts + 1, crashes=job.crashes)
+        return after_failure(failure, attempts=job.attempts, crashes=job.crashes, retries=self.retries)
 
     async def _follow(self, running: Running) -> int:
         worker = running.worker

@@ -9,7 +9,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from abliterated.proxy.server import SETTLE_SECONDS, Proxy, new_event_loop
 
@@ -18,16 +18,27 @@ PATIENCE_SECONDS: Final = 5.0  # for idle clients' last requests, while a succes
 HandOver = Callable[[Sequence[socket.socket]], Awaitable[bool]]
 
 
-def run(proxy: Proxy, *, serving: Callable[[], None] = lambda: None, hand_over: HandOver | None = None) -> int:
+class Beside(Protocol):
+    """What lives as long as the proxy does."""
+
+    def begin(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def run(
+    proxy: Proxy, *, serving: Callable[[], None] = lambda: None, hand_over: HandOver | None = None,
+    beside: Beside | None = None,
+) -> int:  # fmt: skip
     """The proxy alone, in the foreground, until SIGTERM or SIGINT; a second signal cuts the drain short.
 
     With `hand_over`, SIGHUP offers the listening sockets to a successor; where one takes them, we drain and leave.
     """
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(_serve(proxy, serving, hand_over))
+        return runner.run(_serve(proxy, serving, hand_over, beside))
 
 
-async def _serve(proxy: Proxy, serving: Callable[[], None], hand_over: HandOver | None) -> int:
+async def _serve(proxy: Proxy, serving: Callable[[], None], hand_over: HandOver | None, beside: Beside | None) -> int:
     loop = asyncio.get_running_loop()
     asked, again = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -52,6 +63,8 @@ async def _serve(proxy: Proxy, serving: Callable[[], None], hand_over: HandOver 
     if hand_over is not None:
         loop.add_signal_handler(signal.SIGHUP, hang_up)
     await proxy.start()
+    if beside is not None:
+        beside.begin()
     serving()
     await asked.wait()
     closing = asyncio.ensure_future(proxy.close(settle_seconds=settle))
@@ -61,4 +74,6 @@ async def _serve(proxy: Proxy, serving: Callable[[], None], hand_over: HandOver 
     if not closing.done():
         closing.cancel()
     await asyncio.gather(closing, impatient, return_exceptions=True)
+    if beside is not None:
+        await beside.close()
     return 0

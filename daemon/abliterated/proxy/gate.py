@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 HELD_LIMIT: Final = 32 * 1024 * 1024  # of one request's body
 HELD_TOTAL: Final = 256 * 1024 * 1024  # of all that are held
+COUNTING_BYTES: Final = 200  # an answer's last words, which count its tokens, are longer than a token
+_CLOSE = re.compile(rb"\r\nconnection:[^\r]*\bclose\b", re.IGNORECASE)
 _EXPECT = re.compile(rb"(?<=\r\n)expect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 
 
@@ -41,8 +43,8 @@ class Gate:
 
     __slots__ = (
         "_content", "_finder", "_found", "_head", "_house", "_link", "_look", "_mark", "_parked", "_payload", "_place",
-        "_raw", "_ready", "_size", "_task", "_timer", "_waiting", "_wire", "_wrote", "ended", "holding", "known",
-        "queue",
+        "_raw", "_ready", "_size", "_task", "_timer", "_told", "_waiting", "_wire", "_wrote", "ended", "holding",
+        "known", "queue",
     )  # fmt: skip
 
     def __init__(self, link: Link, house: House, head: Head, raw: bytes, look: policy.Look, mark: Mark) -> None:
@@ -64,6 +66,7 @@ class Gate:
         self._content: list[bytes] | None = [] if head.length == CHUNKED or self._payload.packed else None
         self._size = 0
         self._waiting = self._wrote = False
+        self._told = 0
         self._parked: Place | None = None  # where it goes once the answers before it are through
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -112,6 +115,7 @@ class Gate:
         self._mark.model = place.name
         if place.abliterated and self._look.route.inference and not self._link.watcher.started:
             self._mark.missing = place
+            self._house.arm()
 
     # the decision
 
@@ -225,8 +229,11 @@ class Gate:
             return
         self._release()
         self._house.tally.of(self._mark.route, self._mark.model).assisted += 1
-        self._house.finished(self._link.client, self._mark, 0)
-        self._link.passed(self)
+        self._house.finished(self._link.client, self._mark, self._told)
+        if _CLOSE.search(self._head.raw):
+            self._link.leave()
+        else:
+            self._link.passed(self)
 
     async def write(self, data: bytes) -> None:
         """`assist.Outlet`."""
@@ -236,6 +243,10 @@ class Gate:
             self._wrote = True
             self._mark.first = self._house.loop.time()
             self._mark.status = int(data[9:12]) if data[9:12].isdigit() else 0
+        self._told += len(data)
+        self._link.bytes_down += len(data)
+        if len(data) > COUNTING_BYTES and (b"_count" in data or b"_tokens" in data):
+            self._mark.tail = data
         self._link.client.write(data)
         while self._link.client_full and not self._link.ended:
             self._ready = self._house.loop.create_future()

@@ -15,14 +15,13 @@ from typing import Final, cast
 from abliterated.proxy import answers, headers, missing, policy
 from abliterated.proxy.endings import hang_up, keep, salvage, write_eof
 from abliterated.proxy.framing import Bad, Body, Event, Head, RequestFramer
-from abliterated.proxy.gate import Gate
+from abliterated.proxy.gate import COUNTING_BYTES, Gate
 from abliterated.proxy.marks import Mark
 from abliterated.proxy.pair import AWAITING, GATE, HIGH_WATER, Pair
 from abliterated.proxy.responses import kind_of
 from abliterated.proxy.wiring import House
 
 KNOWN_BYTES: Final = 1024  # a request longer than that is read each time
-COUNTING_BYTES: Final = 200  # an answer's last words, which count its tokens, are longer than a token
 
 
 class Link(Pair):
@@ -185,6 +184,10 @@ class Link(Pair):
         self._pass_eof()
         if self._house.draining and self.idle:
             self._close_both()
+
+    def leave(self) -> None:
+        """An assistant has answered the client's last request."""
+        self._close_both()
 
     def refuse(self, answer: bytes) -> None:
         """A held request is answered by us."""

@@ -250,6 +250,11 @@ class Proxy:
             for gate in list(self.waiting):
                 gate.device_is_free()
 
+    def arm(self) -> None:
+        """An abliterated model exists: from now on requests for one are offered to the assistant."""
+        if self.assistant is not None and not self._view.assist:
+            self.change(assist=True)
+
     def remember(self, raw: bytes, kind: int) -> None:
         if len(raw) <= KNOWN_BYTES and self.access is None:
             if len(self.known) >= _REMEMBER_REQUESTS:

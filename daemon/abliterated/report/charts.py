@@ -170,9 +170,6 @@ def trade_off(search: Search) -> Markup | None:
     if search.refusal_target is not None:
         at = y(search.refusal_target)
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_="target"))
-        parts.append(
-            tag("text", f"target {percent(search.refusal_target)}", x=WIDTH - RIGHT - 2, y=at - 5, text_anchor="end")
-        )
     for one in sorted(trials, key=lambda trial: trial.chosen):
         told = f"trial {one.number}: refused {percent(one.refusal)}, KL {number(one.kl)}"
         if one.verified is not None:
@@ -181,6 +178,9 @@ def trade_off(search: Search) -> Markup | None:
         parts.append(
             tag("circle", tag("title", told), cx=x(one.kl), cy=y(one.refusal), r=7 if one.chosen else 4, class_=kind)
         )
+    if search.refusal_target is not None:
+        said, at = f"target {percent(search.refusal_target)}", y(search.refusal_target) - 5
+        parts.append(tag("text", said, x=WIDTH - RIGHT - 2, y=at, text_anchor="end", class_="over"))
     chosen = next((one for one in trials if one.chosen), None)
     text = f"{len(trials)} trials."
     if chosen:

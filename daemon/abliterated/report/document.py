@@ -246,13 +246,11 @@ def _certified(found: Certification) -> Markup:
 
 
 def _prompts(report: Report) -> Markup:
-    rows = [
-        [one.kind, tag("bdi", one.name), str(one.count), one.licence or "–", one.revision[:12]]
-        for one in report.prompts
-    ]
-    heads = ["class", "source", "prompts", "licence", "revision"]
-    if not any(one.revision for one in report.prompts):
-        heads, rows = heads[:-1], [row[:-1] for row in rows]
+    rows = []
+    for one in report.prompts:
+        revision = [" ", tag("small", f"at {one.revision[:12]}")] if one.revision else []
+        rows.append([one.kind, join(tag("bdi", one.name), *revision), str(one.count), one.licence or "–"])
+    heads = ["class", "source", "prompts", "licence"]
     return _section("Prompts", figures.table("Where the prompts came from.", heads, rows, numeric=9))
 
 

@@ -74,9 +74,9 @@ caption{text-align:left;padding:0 0 8px}
 th,td{padding:8px 12px 8px 0;text-align:left;border-bottom:1px solid var(--rule);vertical-align:baseline}
 thead th{font-weight:550;color:var(--soft);font-size:.88rem}
 tbody th{font-weight:450}
-td.n,th.n{text-align:right;white-space:nowrap}
+td.n,th.n{text-align:right}td.n{white-space:nowrap}
 tr:last-child>*{border-bottom:0}
-td small{color:var(--soft);white-space:nowrap}
+td small{color:var(--soft);white-space:nowrap}td bdi{overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:minmax(8em,auto) 1fr;gap:6px 18px;margin:10px 0 0;font-size:.95rem}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere;min-width:0}
 ul.notes{padding-left:1.1em;margin:10px 0}ul.notes li{margin:5px 0;overflow-wrap:anywhere}
@@ -87,6 +87,7 @@ details{margin-top:10px}summary{cursor:pointer;color:var(--soft)}
 footer{margin-top:56px;padding-top:14px;border-top:1px solid var(--rule);color:var(--soft);font-size:.88rem}
 svg text{font-size:12.5px;fill:var(--soft);font-variant-numeric:tabular-nums}
 svg text.title{fill:var(--ink)}
+svg text.over{paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}
 .grid{stroke:var(--grid);stroke-width:1}.tick,.axis{stroke:var(--soft);stroke-width:1}
 .target{stroke:var(--warn);stroke-width:1.5;stroke-dasharray:5 4}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}.harmful-line{stroke:var(--harmful)}

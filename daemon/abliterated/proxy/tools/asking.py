@@ -43,6 +43,16 @@ class Asking(msgspec.Struct, frozen=True):
     peculiar: bool = False  # asks for something only the engine can give
 
     @property
+    def needs(self) -> frozenset[str]:
+        """What of tools must reach the prompt, by the names of `templates.abilities`."""
+        if not self.tools:
+            return frozenset()
+        calls = max((len(message.tool_calls or ()) for message in self.messages), default=0)
+        results = any(message.role == "tool" for message in self.messages)
+        told = {"tools": True, "calls": calls > 0, "results": results, "several calls": calls > 1}
+        return frozenset(name for name, needed in told.items() if needed)
+
+    @property
     def images(self) -> bool:
         return any(message.images for message in self.messages)
 

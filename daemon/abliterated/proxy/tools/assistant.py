@@ -17,12 +17,13 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from abliterate.contract.names import parse_name
 from abliterated.proxy.assist import Asked, Outlet
 from abliterated.proxy.tools import asking as asks
 from abliterated.proxy.tools import schema, telling, told
 from abliterated.proxy.tools import upstream as engine
 from abliterated.proxy.tools.asking import APIS, Asking
-from abliterated.proxy.tools.dialects import HERMES
+from abliterated.proxy.tools.dialects import HERMES, MARKLESS
 from abliterated.proxy.tools.helper import Render
 from abliterated.proxy.tools.knowing import Knowledge, Known
 from abliterated.proxy.tools.reading import Reader
@@ -58,6 +59,12 @@ class Assist:
         self._more = more
         self.renderer = renderer or Renderer()
         self.knowledge = Knowledge(self.renderer)
+        self._distrusted: set[str] = set()
+
+    def trust(self, model: str, *, tools: bool) -> None:
+        """What certification found: whether `model` gets the tools its engine says it can use."""
+        name = parse_name(model).key()
+        (self._distrusted.discard if tools else self._distrusted.add)(name)
 
     def wanted(self, route: str, model: str) -> bool:
         """`proxy.assist.Wanted`."""
@@ -94,11 +101,13 @@ class Assist:
 
     async def _plan(self, asking: Asking, known: Known) -> _Plan | None:
         able = known.capabilities if self._help != "always" else frozenset[str]()
+        if self._distrusted and parse_name(asking.model).key() in self._distrusted:
+            able -= {"tools"}
         tools = asking.tools
         if asking.choice == "none" and "tool_choice" in self._more:
             tools = []
         thinks = asking.think not in (None, False)
-        lacks_tools = bool(asking.tools) and "tools" not in able
+        lacks_tools = bool(asking.tools) and ("tools" not in able or bool(known.loses & asking.needs))
         lacks_thinking = thinks and "thinking" not in able
         if not (lacks_tools or lacks_thinking or self._wants_more(asking)):
             return None
@@ -134,11 +143,15 @@ class Assist:
         thoughts, dialect = known.thoughts, known.dialect if tools else None
         thinking = thoughts is not None and prompt.rstrip().endswith(thoughts[0].strip())
         several = asking.several or "parallel_tool_calls" not in self._more
-        reader = Reader(dialect, thoughts, schema.index(tools), thinking=thinking, several=several)
+        reader = Reader(
+            (dialect,) if dialect else (), thoughts, schema.index(tools), thinking=thinking, several=several
+        )
         seed = ""
         if dialect is not None and "tool_choice" in self._more and asking.choice not in ("auto", "none"):
             name = asking.choice[1:] or (tools[0]["function"]["name"] if len(tools) == 1 else "")
-            seed = (f"{thoughts[1]}\n\n" if thinking and thoughts else "") + ("" if dialect.bare else dialect.opens[0])
+            seed = (f"{thoughts[1]}\n\n" if thinking and thoughts else "") + (
+                "" if dialect.bare or not dialect.opens else dialect.opens[0]
+            )
             seed += dialect.seed % name if name and dialect.seed else ""
         body = self._common(asking) | {"prompt": prompt + seed, "raw": True}
         return _Plan("/api/generate", body, reader, seed)
@@ -151,7 +164,9 @@ class Assist:
         body = self._common(asking) | {"messages": [_as_ollama(message) for message in messages]}
         if think and asking.think is not None:
             body["think"] = asking.think
-        reader = Reader(HERMES, known.thoughts, schema.index(tools), several=several)
+        # What it was trained to say it may say all the same.
+        spoken = [HERMES, *([known.spoken] if known.spoken else []), MARKLESS]
+        reader = Reader(spoken, known.thoughts, schema.index(tools), several=several)
         return _Plan("/api/chat", body, reader)
 
     def _common(self, asking: Asking) -> dict[str, Any]:
@@ -272,29 +287,32 @@ def _message(body: bytes) -> str:
 
 def _talk(asking: Asking, known: Known) -> list[dict[str, Any]]:
     """The conversation as templates want it: the model's own beginning, then the request's."""
-    asked = [_as_template(message, number) for number, message in enumerate(asking.messages)]
+    asked: list[dict[str, Any]] = []
+    waiting: list[tuple[str, str]] = []  # calls without a result yet: id and tool
+    for number, message in enumerate(asking.messages):
+        said: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+        if message.thinking:
+            said |= {"reasoning_content": message.thinking, "thinking": message.thinking}
+        if message.tool_calls:
+            said["tool_calls"] = [
+                {
+                    "id": call.id or f"call_{number}_{place}",
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": call.function.arguments or {}},
+                }
+                for place, call in enumerate(message.tool_calls)
+            ]
+            waiting = [(call["id"], call["function"]["name"]) for call in said["tool_calls"]]
+        if message.role == "tool":
+            mine = [one for one in waiting if not message.tool_call_id or one[0] == message.tool_call_id]
+            identity, name = mine[0] if mine else ("", "")
+            waiting = [one for one in waiting if one not in mine[:1]]
+            said |= {"tool_call_id": message.tool_call_id or identity, "name": message.tool_name or name}
+        asked.append(said)
     if asking.messages and asking.messages[0].role == "system":
         return asked
     system = [{"role": "system", "content": known.system}] if known.system else []
     return [*system, *known.before, *asked]
-
-
-def _as_template(message: Message, number: int) -> dict[str, Any]:
-    said: dict[str, Any] = {"role": message.role, "content": message.content or ""}
-    if message.thinking:
-        said |= {"reasoning_content": message.thinking, "thinking": message.thinking}
-    if message.tool_calls:
-        said["tool_calls"] = [
-            {
-                "id": call.id or f"call_{number}_{place}",
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": call.function.arguments or {}},
-            }
-            for place, call in enumerate(message.tool_calls)
-        ]
-    if message.role == "tool":
-        said |= {"tool_call_id": message.tool_call_id or "", "name": message.tool_name or ""}
-    return said
 
 
 def _as_ollama(message: Message) -> dict[str, Any]:

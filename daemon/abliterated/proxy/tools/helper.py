@@ -39,12 +39,15 @@ class Render(msgspec.Struct, frozen=True, tag="render"):
 
 
 class Learnt(msgspec.Struct, frozen=True):
-    """`jinja` is the template to render with: the model's own, or our variant of it where it loses tools."""
+    """`jinja` is the template to render with: the model's own, or our variant of it where it loses tools.
+
+    `loses`: what its own drops on the way to the prompt, by the names of `templates.abilities`.
+    """
 
     words: Words
     jinja: str
     tools: bool
-    thinks: bool
+    loses: frozenset[str] = frozenset()
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -62,14 +65,9 @@ def learn(asked: Learn) -> Reply:
     words = read_words(Path(asked.path))
     variant = tool_variant(words.jinja, name=asked.name) if words.jinja else None
     jinja = variant.jinja if variant else words.jinja
-    return Reply(
-        learnt=Learnt(
-            words=words,
-            jinja=jinja,
-            tools={"tools", "calls", "results"} <= abilities(jinja) if jinja else False,
-            thinks="enable_thinking" in jinja or "</think>" in jinja or "THINK]" in jinja or "reasoning" in jinja,
-        )
-    )
+    able = abilities(jinja) if jinja else frozenset()
+    loses = able - abilities(words.jinja) if variant else frozenset[str]()
+    return Reply(learnt=Learnt(words, jinja, {"tools", "calls", "results"} <= able, loses))
 
 
 def render(asked: Render) -> Reply:

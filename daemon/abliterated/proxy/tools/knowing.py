@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from abliterated.proxy.tools import upstream as engine
-from abliterated.proxy.tools.dialects import Dialect, dialect_of, thought_marks
+from abliterated.proxy.tools.dialects import BARE_JSON, LISTED, MARKLESS, Dialect, dialect_of, thought_marks
 from abliterated.proxy.tools.helper import Learnt
 from abliterated.proxy.tools.renderer import CannotRender, Renderer
 
@@ -24,27 +24,35 @@ KEEP_SECONDS: Final = 30.0
 _MOST: Final = 64
 _FROM: Final = re.compile(r"^FROM\s+(/.+|[A-Za-z]:\\.+)$", re.MULTILINE)
 _MARKS_SURVIVE: Final = (0, 30, 0)  # before it raw completions keep control tokens
-_NATIVE: Final = frozenset({"llama.cpp"})
 
 
 class Known(msgspec.Struct, frozen=True):
-    """`lost`: marks that an answer to a raw prompt would come without."""
+    """`lost`: marks that an answer to a raw prompt would come without. `loses`: what the engine, which runs the model's
+    own template, drops of tools though it says that it can do them."""
 
     capabilities: frozenset[str]
     system: str = ""
     before: tuple[dict[str, Any], ...] = ()
     learnt: Learnt | None = None
     lost: frozenset[str] = frozenset()
+    loses: frozenset[str] = frozenset()
 
     @property
     def jinja(self) -> str:
         return self.learnt.jinja if self.learnt else ""
 
     @property
+    def spoken(self) -> Dialect | None:
+        """What it was trained to speak."""
+        return dialect_of(self.jinja)
+
+    @property
     def dialect(self) -> Dialect | None:
-        """What it speaks, where its answer comes with all marks."""
-        found = dialect_of(self.jinja)
-        return None if found is None or self.lost & {*found.opens, found.close} else found
+        """The same as an answer to a raw prompt comes; None where it comes without its marks and can't be told."""
+        found = self.spoken
+        if found is None or not self.lost & {*found.opens, found.close}:
+            return found
+        return MARKLESS if found in (LISTED, BARE_JSON) else None
 
     @property
     def thoughts(self) -> tuple[str, str] | None:
@@ -107,6 +115,7 @@ class Knowledge:
             before=tuple(one for one in before if isinstance(one, dict)) if isinstance(before, list) else (),
             learnt=learnt,
             lost=lost,
+            loses=learnt.loses if learnt and _same(show.get("template"), learnt.words.jinja) else frozenset(),
         )
 
     async def _learn(self, path: str, model: str) -> Learnt | None:
@@ -133,3 +142,7 @@ class Knowledge:
             version = tuple(map(int, found.groups())) if found else (999,)
             kept = self._versions[upstream] = (now, version)
         return kept[1]
+
+
+def _same(template: Any, jinja: str) -> bool:
+    return isinstance(template, str) and template.strip() == jinja.strip()

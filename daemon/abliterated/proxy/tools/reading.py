@@ -14,11 +14,12 @@ Does not know: APIs, how the answer comes.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from abliterated.proxy.tools import schema
-from abliterated.proxy.tools.dialects import Calls, Dialect
+from abliterated.proxy.tools.calls import Calls
+from abliterated.proxy.tools.dialects import Dialect, by_mark
 from abliterated.shapes.talk import Piece, ToolCall
 
 LONGEST_CALL: Final = 1 << 20  # characters; beyond that it is text
@@ -31,19 +32,20 @@ def new_id() -> str:
 
 
 class Reader:
-    """`dialect` None: no calls are looked for. `thinking`: the prompt has opened a thought already.
+    """No `spoken` dialects, or no tools: no calls are looked for. `thinking`: the prompt has opened a thought already.
 
     `several` False: after the first call `done` is True, and the rest is nobody's.
     """
 
     __slots__ = (
-        "_calls", "_depth", "_dialect", "_fence", "_first", "_handle", "_held", "_in_string", "_last", "_line",
-        "_marks", "_names", "_open", "_out", "_scanned", "_several", "_sure", "_thoughts", "_tools", "_tried", "done",
+        "_bare", "_by_mark", "_calls", "_depth", "_dialect", "_fence", "_first", "_handle", "_held", "_in_string",
+        "_is_bare", "_last", "_line", "_marks", "_names", "_open", "_out", "_scanned", "_several", "_sure",
+        "_thoughts", "_tools", "_tried", "done",
     )  # fmt: skip
 
     def __init__(
         self,
-        dialect: Dialect | None,
+        spoken: Sequence[Dialect],
         thoughts: tuple[str, str] | None,
         tools: schema.Tools,
         *,
@@ -52,12 +54,11 @@ class Reader:
     ) -> None:
         self._tools = tools
         self._names = frozenset(tools)
-        self._dialect = dialect if self._names else None
+        self._by_mark, self._bare = by_mark(spoken) if self._names else ({}, None)
+        self._dialect: Dialect | None = None  # of the call being read
         self._thoughts = thoughts
         self._several = several
-        self._marks = tuple(
-            mark for mark in (self._dialect.opens if self._dialect else ()) if not (self._bare and mark == "{")
-        )
+        self._marks = tuple(self._by_mark)
         self._first = frozenset(mark[0] for mark in self._marks) | frozenset(_SPACE)
         self._held = ""  # not told yet
         self._out: list[Piece] = []
@@ -67,13 +68,9 @@ class Reader:
         self._fence = False
         self._open = ""  # the mark that opened what is held
         self._scanned = self._depth = self._tried = 0
-        self._in_string = self._sure = False
+        self._in_string = self._sure = self._is_bare = False
         self.done = False
         self._handle: Callable[[bool], bool] = self._thought if thinking and thoughts else self._start
-
-    @property
-    def _bare(self) -> bool:
-        return self._dialect is not None and self._dialect.bare
 
     @property
     def calls(self) -> int:
@@ -89,7 +86,8 @@ class Reader:
     def finish(self, *, cut: bool = False) -> list[Piece]:
         """No more comes. `cut`: it ended for want of tokens; a call it was in the middle of is dropped."""
         if cut and self._handle == self._call and self._begins():
-            self._held = ""
+            self._held = self._open = ""
+            self._handle = self._text
         return self._run(True)
 
     def _run(self, end: bool) -> list[Piece]:
@@ -112,8 +110,10 @@ class Reader:
                 return True
             if not end and mark.startswith(rest):
                 return False
-        if self._bare and rest.startswith("{"):
-            self._enter("", rest)
+        if self._bare and rest.startswith(("{", "[")) and not rest.startswith(self._marks):
+            if not end and any(mark.startswith(rest) for mark in self._marks):
+                return False
+            self._enter("", rest, blank=self._held[: len(self._held) - len(rest)])
             return True
         self._handle = self._text
         return bool(self._held)
@@ -147,9 +147,7 @@ class Reader:
         self._held = self._held.lstrip(_SPACE)
         if not self._held:
             return False
-        self._handle = self._text
-        if self._bare and self._held.startswith("{"):
-            self._enter("", self._held)
+        self._handle = self._start
         return True
 
     def _text(self, end: bool) -> bool:
@@ -171,7 +169,7 @@ class Reader:
         keep = 0 if end else _tail(held, self._marks)
         ready = held[: len(held) - keep]
         # White space waits: before a call it is no text.
-        told = ready if end or not self._dialect else ready.rstrip(_SPACE)
+        told = ready if end or not self._names else ready.rstrip(_SPACE)
         if end and self._calls:
             told = ready.rstrip(_SPACE)
         self._say(told)
@@ -206,7 +204,7 @@ class Reader:
 
     def _end_of_call(self, dialect: Dialect) -> tuple[int, int] | None:
         """Where what is held ends as a call, and where the rest begins; None while it has no end."""
-        if dialect.bare and not self._open:
+        if self._is_bare:
             return None  # the whole answer
         if dialect.close:
             at = self._held.find(dialect.close, self._tried)
@@ -247,6 +245,8 @@ class Reader:
 
     def _enter(self, mark: str, rest: str, *, blank: str = "") -> None:
         self._open = blank + mark
+        self._is_bare = not mark
+        self._dialect = self._by_mark[mark] if mark else self._bare
         self._held = rest
         self._scanned = self._depth = self._tried = 0
         self._in_string = self._sure = False
@@ -254,12 +254,10 @@ class Reader:
 
     def _let_go(self) -> bool:
         """It is no call: its mark is text, and what follows is looked at anew."""
-        if self._open:
-            self._say(self._open)
-            self._open = ""
-        elif self._bare:
-            self._say(self._held[:1])
-            self._held = self._held[1:]
+        told = self._open + (self._held[:1] if self._is_bare else "")
+        self._held = self._held[1:] if self._is_bare else self._held
+        self._open = ""
+        self._say(told)
         self._handle = self._text
         return bool(self._held)
 

@@ -103,7 +103,7 @@ class Answer:
 def post(
     upstream: str, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
 ) -> AbstractAsyncContextManager[Answer]:
-    """Raises Broken."""
+    """`upstream` as the relay names it. Raises Broken."""
     return _ask(upstream, f"POST {path}", msgspec.json.encode(body), headers)
 
 
@@ -114,7 +114,7 @@ def get(upstream: str, path: str, headers: Mapping[str, str]) -> AbstractAsyncCo
 
 @asynccontextmanager
 async def _ask(upstream: str, what: str, content: bytes, headers: Mapping[str, str]) -> AsyncGenerator[Answer, None]:
-    address = parse_upstream(upstream)
+    address = parse_upstream(upstream if upstream.startswith("unix:") else f"http://{upstream}")
     try:
         if address.path:
             reader, writer = await asyncio.open_unix_connection(address.path, limit=_READ)

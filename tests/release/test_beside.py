@@ -1,0 +1,78 @@
+"""What lies beside the program: the dashboard, the composition, the lock's readers. Checked for form and for names."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from abliterate.contract.config import parse_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_dashboard_names_only_metrics_there_are_and_each_of_them() -> None:
+    spec = importlib.util.spec_from_file_location("reference_pages", ROOT / "tools" / "reference.py")
+    assert spec and spec.loader
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    kinds = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", reference.metrics(), re.M))
+    board = json.loads((ROOT / "docs" / "how-to" / "grafana.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked += [variable["query"]["query"] for variable in board["templating"]["list"]]
+    named = {name for text in asked for name in re.findall(r"\babliterated_\w+", text)}
+    for name in named:
+        family = name.removesuffix("_bucket")
+        assert family in kinds, name
+        assert (family != name) == (kinds[family] == "histogram"), f"{name} is a {kinds[family]}"
+    shown = {name.removesuffix("_bucket") for name in named}
+    assert set(kinds) - shown <= {"abliterated_proxy_accepted", "abliterated_proxy_requests"}
+    assert {status for text in asked for status in re.findall(r'state=~?"([^"]+)"', text)}
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]]
+    assert len(set(places)) == len(places)
+    assert {panel["id"] for panel in board["panels"]} == set(range(1, len(places) + 1))
+
+
+def test_the_composition_is_sound_and_its_configuration_can_be_read() -> None:
+    told: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    ours, ollama = told["services"]["abliterated"], told["services"]["ollama"]
+    config = parse_config(told["configs"]["abliterated"]["content"].encode())
+    assert config.proxy.upstream == f"http://{ollama['environment']['OLLAMA_HOST']}"
+    assert ours["network_mode"] == "service:ollama"
+    assert ollama["ports"] == ["127.0.0.1:11434:11434"], "beyond the host's loopback nobody asks who comes"
+    assert config.proxy.allow_remote
+    for service in (ours, ollama):
+        for volume in service["volumes"]:
+            assert volume.partition(":")[0] in told["volumes"]
+    assert ours["configs"][0]["source"] in told["configs"]
+
+
+def test_the_container_file_copies_what_the_build_needs_and_starts_what_there_is() -> None:
+    text = (ROOT / "Containerfile").read_text()
+    steps = re.findall(r"^([A-Z]+) ", re.sub(r"\\\n", "", text), re.M)
+    assert set(steps) <= {
+        "FROM",
+        "ARG",
+        "ENV",
+        "COPY",
+        "RUN",
+        "VOLUME",
+        "EXPOSE",
+        "STOPSIGNAL",
+        "HEALTHCHECK",
+        "ENTRYPOINT",
+        "CMD",
+    }
+    assert json.loads(re.findall(r"^ENTRYPOINT (.+)$", text, re.M)[0]) == ["abliterated"]
+    kept = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")}
+    import tomllib
+
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {Path(package).parts[0] for package in wheel["packages"]} | {"README.md", "LICENSE", "pyproject.toml"}
+    needed |= {source if source.startswith("docs/") else Path(source).parts[0] for source in wheel["shared-data"]}
+    assert needed <= kept
+    assert all((ROOT / name).exists() for name in kept)
