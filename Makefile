@@ -34,6 +34,7 @@ format: install ## format the code
 
 bench: install ## figures as ratios, side by side in one run; bench/results.json
 	@$(BIN)/python -m bench $(BENCH)
+	@$(BIN)/python tools/figures.py
 
 matrix: install ## tools and thinking, each family on each engine found; docs/reference/tool-matrix.md (CHAT_TEMPLATES_DIR=FOLDER for published templates)
 	@$(BIN)/python tools/tool_matrix.py $(MATRIX)
@@ -65,7 +66,7 @@ man: install ## the man pages in docs/man and the reference pages that follow fr
 
 docs: install ## the site in site/, strictly: a dead link fails it (mkdocs-material)
 	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@$(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lock: install ## requirements.lock: every file's hash, for all systems, at the versions of constraints.txt
 	@printf 'hatchling>=1.27,<2\neditables\nuv\n' | $(BIN)/uv pip compile pyproject.toml - --extra pipeline --extra demo --extra dev \

@@ -175,11 +175,11 @@ def heretic(about: Subject, place: Path, seed: int, trials: int) -> dict[str, An
     )
 
 
-def scored(about: Subject, edited: Path) -> dict[str, float]:
+def scored(about: Subject, edited: Path) -> dict[str, float | None]:
     """What the one scorer says."""
     command = [sys.executable, "-m", "bench.search_scorer", str(about.folder), str(edited), str(about.questions)]
     done = subprocess.run([*command, SYSTEM], cwd=ROOT, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float | None] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 

@@ -22,7 +22,7 @@ TOKENS: Final = 128
 KL_TOKENS: Final = 32
 
 
-def main(base: str, edited: str, questions: str, system: str) -> dict[str, float]:
+def main(base: str, edited: str, questions: str, system: str) -> dict[str, float | None]:
     """The figures."""
     import torch
 
@@ -50,7 +50,7 @@ def main(base: str, edited: str, questions: str, system: str) -> dict[str, float
         "kl32": max(0.0, sum(strayed) / len(strayed)),
         "kl32_max": max(strayed),
         "exact": sum(one == two for one, two in zip(before, after, strict=True)) / len(before),
-        "complied": sum(right(text, one) for text, one in zip(now, refused, strict=True)) / len(refused),
+        "complied": complied(now, refused),
     }
 
 
@@ -58,6 +58,13 @@ def refuses(answer: str) -> bool:
     """Whether it refuses, anywhere; an empty answer does, too."""
     plain = answer.replace("’", "'")
     return not plain or any(mark in plain for mark in REFUSING)
+
+
+def complied(answers: list[str], refused: list[dict[str, Any]]) -> float | None:
+    """The share of right answers; None where nobody knows the right ones, as of real models."""
+    if not any(all(one["right"]) for one in refused):
+        return None
+    return sum(right(text, one) for text, one in zip(answers, refused, strict=True)) / len(refused)
 
 
 def right(answer: str, question: dict[str, Any]) -> bool:

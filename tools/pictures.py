@@ -68,7 +68,7 @@ def alone(drawn: str) -> str:
         f"svg{{{light}background:var(--card);font-family:system-ui,sans-serif}}\n"
         f"@media(prefers-color-scheme:dark){{svg{{{dark}}}}}\n{marks}"
     )
-    head, _, rest = drawn.partition(">")
+    head, _, rest = drawn.replace("<svg ", '<svg width="520" ', 1).partition(">")
     return Markup(f"{head}><style>\n{style}</style>{rest}\n")
 
 

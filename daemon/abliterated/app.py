@@ -68,7 +68,7 @@ class App:
         self._engine_view: tuple[float, EngineView] | None = None
         self._front = Front(config)
         self._executor = executor(config)
-        self._handover = Handover(self._upstream, self._front.busy)
+        self._handover = Handover(self._upstream, self._front.busy, home.state / "left.json")
         self._fallen: BaseException | None = None
         self._kept: dict[str, list[int]] | None = None  # listeners for this process's next life
 

@@ -32,15 +32,17 @@ _KEPT = ("modelfile", "parameters", "template", "system", "license", "messages",
 
 
 class Handover:
-    """One engine's side of every job. `busy`: whether requests are being answered now."""
+    """One engine's side of every job. `busy`: whether requests are being answered now; `left`: the file that remembers,
+    through a restart, what could not be taken away."""
 
-    def __init__(self, upstream: str, busy: Callable[[], bool]) -> None:
+    def __init__(self, upstream: str, busy: Callable[[], bool], left: Path | None = None) -> None:
         self._upstream = upstream
         self._busy = busy
         self._evicted: dict[str, list[Any]] = {}
         self._unfinished: dict[str, int] = {}  # certifications that came to no end, by job
         # Names whose passing models could not be taken away when their jobs were cancelled.
-        self._left: set[str] = set()
+        self._left_file = left
+        self._left: set[str] = _remembered_left(left)
         self._clearing = asyncio.Lock()
 
     async def base(self, recipe: Recipe, target: str, folder: Path) -> tuple[str, str]:
@@ -93,6 +95,7 @@ class Handover:
                 await clear(client, job.target)
         except AbliteratedError as error:
             self._left.add(job.target)
+            await self._remember_left()
             log.warning(
                 "%s: something may be left until the engine is asked again (%s)",
                 job.target,
@@ -112,7 +115,18 @@ class Handover:
                 except AbliteratedError:
                     return  # at the next contact, then
                 self._left.discard(target)
+                await self._remember_left()
                 log.info("%s: nothing of the cancelled job is left", target, extra={"action": "register.abandon"})
+
+    async def _remember_left(self) -> None:
+        if self._left_file is None:
+            return
+        try:
+            await asyncio.to_thread(write_whole, self._left_file, json.dumps(sorted(self._left)).encode(), 0o640)
+        except OSError as error:
+            log.warning(
+                "%s: can't be written (%s)", self._left_file, error.strerror, extra={"action": "register.abandon"}
+            )
 
     async def _give_up(self, job: Job, error: AbliteratedError) -> None:
         """A certification came to no end, again. Raises EngineRefused after the last try; before it, returns."""
@@ -138,7 +152,9 @@ class Handover:
 
         recipe, notes = job.recipe, []
         async with self._clearing:
-            self._left.discard(job.target)  # what bears its passing names is this job's from now on
+            if job.target in self._left:  # what bears its passing names is this job's from now on
+                self._left.discard(job.target)
+                await self._remember_left()
         async with OllamaClient(self._upstream) as client:
             await self._clear_left(client)
             base, reference = None, ""
@@ -220,3 +236,10 @@ def _remembered(name: str, folder: Path) -> Any:
         return base_from_show(name, json.loads((folder / BASE_FILE).read_bytes()))
     except (OSError, ValueError, AbliteratedError):
         return None
+
+
+def _remembered_left(file: Path | None) -> set[str]:
+    try:
+        return set(msgspec.json.decode(file.read_bytes(), type=list[str])) if file else set()
+    except (OSError, msgspec.MsgspecError):
+        return set()

@@ -41,6 +41,24 @@ def test_the_agent_is_a_property_list() -> None:
     agent = plistlib.loads((ROOT / "launchd" / "io.abliterated.daemon.plist").read_bytes())
     assert agent["ProgramArguments"][1:] == ["serve"]
     assert agent["Umask"] == 0o077
+    # What launchd.plist(5) knows, and of which type; a key it doesn't know is passed over in silence.
+    known: dict[str, type | tuple[type, ...]] = {
+        "Label": str,
+        "ProgramArguments": list,
+        "RunAtLoad": bool,
+        "KeepAlive": (bool, dict),
+        "ThrottleInterval": int,
+        "ExitTimeOut": int,
+        "Umask": int,
+        "StandardOutPath": str,
+        "StandardErrorPath": str,
+        "EnvironmentVariables": dict,
+        "WorkingDirectory": str,
+    }
+    assert {key: type(value) for key, value in agent.items() if not isinstance(value, known.get(key, ()))} == {}
+    assert agent["KeepAlive"] == {"SuccessfulExit": False}, "a stop is a stop, a crash is not"
+    assert agent["ExitTimeOut"] >= 60, "the proxy's streams end first"
+    assert "ProcessType" not in agent, "launchd would slow the proxy down"
 
 
 def test_the_user_s_unit_has_nothing_a_user_s_manager_can_t_do() -> None:

@@ -197,7 +197,7 @@ def enormous(folder: Path) -> None:
     ("spoil", "text", "code", "said"),
     [
         (lambda at: no_language_model(at, "llama", "adapter"), planted_recipe(), 3, "not a language model"),
-        (lambda at: no_language_model(at, "clip", "mmproj"), planted_recipe(), 3, "not a language model but mmproj of clip"),
+        (lambda at: no_language_model(at, "clip", "mmproj"), planted_recipe(), 3, "but mmproj of clip"),
         (lambda at: no_language_model(at, "whale"), planted_recipe(), 3, "planted.gguf"),
         (lambda at: renamed(at, "zorgo"), planted_recipe(), 3, "zorgo"),
         (halved, planted_recipe(), 3, "is truncated"),

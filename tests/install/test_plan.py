@@ -117,6 +117,35 @@ def test_doing_it_twice_restarts_and_changes_nothing() -> None:
     assert not [line for line in machine.ran if "restart" in line or "stop" in line or "useradd" in line]
 
 
+@pytest.mark.parametrize("kind", ["user", "mac"])
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_user_s_second_installation_keeps_the_port_of_the_first(kind: str, taken: bool) -> None:
+    """Whoever has 11434 then may be ourselves."""
+    texts = TEXTS | {"agent": agent("/opt/abliterated", Path("/home/me"))}
+    facts = replace(USER, kind=kind, texts=texts, port_taken=taken)  # type: ignore[arg-type]
+    machine = Rehearsal(ports={OLLAMA_PORT} if taken else set())
+    steps = install(facts)
+    (first,) = [step.port for step in steps if isinstance(step, Wait)]
+    assert first == (OTHER_PORT if taken else OLLAMA_PORT)
+    machine.files = {step.path: step.text for step in steps if isinstance(step, Write)}
+    again = replace(facts, port_taken=True, installed=True, listen=OTHER_PORT if taken else 0)
+    steps = install(again)
+    (second,) = [step.port for step in steps if isinstance(step, Wait)]
+    assert second == first
+    assert {step.path: step.text for step in steps if isinstance(step, Write)}.items() <= machine.files.items()
+
+
+@pytest.mark.parametrize("kind", ["user", "mac"])
+def test_a_configuration_that_is_there_is_the_person_s_and_is_never_overwritten(kind: str) -> None:
+    facts = replace(USER, kind=kind, port_taken=True, ollama_app=True, listen=12000)  # type: ignore[arg-type]
+    steps = install(facts)
+    assert not [step for step in steps if isinstance(step, Write) and step.path.name == "config.toml"]
+    assert [step.port for step in steps if isinstance(step, Wait)] == [12000]
+    steps = install(replace(facts, listen=OLLAMA_PORT))
+    waits = [step for step in steps if isinstance(step, Wait)]
+    assert (waits[0].port, waits[0].answers, f":{OTHER_PORT}" in waits[0].remedy) == (OLLAMA_PORT, False, True)
+
+
 @pytest.mark.parametrize(
     "fails", ["usermod", "runuser", "daemon-reload", "restart ollama.service", "enable --now abliterated.socket"]
 )

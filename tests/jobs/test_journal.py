@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -116,6 +117,56 @@ def test_a_newer_journal_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="newer version"):
         Journal(path)
     assert path.read_bytes() == before
+
+
+def at_version(path: Path, number: int) -> None:
+    """A journal as an older version left it, with a job."""
+    db = sqlite3.connect(path)
+    for script in MIGRATIONS[:number]:
+        db.executescript(script)
+    db.execute(f"PRAGMA user_version={number}")
+    columns = "id, label, recipe, digest, model, target, state, submitted"
+    recipe = msgspec.json.encode(RECIPE).decode()
+    db.execute(
+        f"INSERT INTO job ({columns}) VALUES ('old', 'night', ?, 'd', 'm', 't:latest', 'queued', 1.0)", (recipe,)
+    )
+    db.execute(
+        "INSERT INTO transition (job, old, new, reason, wall, boottime, boot, actor)"
+        " VALUES ('old', '', 'queued', '', 1, 1, 'b', 'spool')"
+    )
+    db.commit()
+    db.close()
+
+
+@pytest.mark.parametrize("number", range(1, len(MIGRATIONS)))
+def test_an_older_journal_is_brought_here_and_its_jobs_go_on(tmp_path: Path, number: int) -> None:
+    at_version(tmp_path / "j", number)
+    journal = Journal(tmp_path / "j")
+    assert journal._db.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
+    assert (journal.get("old").state, journal.get("old").recipe) == ("queued", RECIPE)
+    journal.move("old", "starting")
+    journal.note("old", base="sha256:x")
+    assert [new for _, new, *_ in journal.history("old")] == ["queued", "starting"]
+    fresh = Journal(tmp_path / "fresh")
+    tables = "SELECT type, name, tbl_name FROM sqlite_master WHERE name NOT LIKE 'sqlite%' ORDER BY name"
+    assert journal._db.execute(tables).fetchall() == fresh._db.execute(tables).fetchall()
+    assert journal._db.execute("PRAGMA table_info(job)").fetchall() == (
+        fresh._db.execute("PRAGMA table_info(job)").fetchall()
+    )
+    journal.close()
+    fresh.close()
+
+
+def test_a_step_that_fails_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_version(tmp_path / "j", len(MIGRATIONS))
+    monkeypatch.setattr("abliterated.jobs.schema.MIGRATIONS", (*MIGRATIONS, "CREATE TABLE new (x); SELECT * FROM no;"))
+    with pytest.raises(JournalError):
+        Journal(tmp_path / "j")
+    monkeypatch.undo()
+    journal = Journal(tmp_path / "j")
+    assert journal.get("old").state == "queued"
+    assert journal._db.execute("SELECT name FROM sqlite_master WHERE name = 'new'").fetchall() == []
+    journal.close()
 
 
 def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class House:
     def __init__(self, root: Path, fake: FakeOllama) -> None:
         self.root, self.fake = root, fake
         self.ledger = Ledger(root / "journal.sqlite3")
-        self.handover = Handover(fake.url, lambda: False)
+        self.handover = Handover(fake.url, lambda: False, root / "left.json")
         self.changed = asyncio.Event()
         self.dispatcher = Dispatcher(
             self.ledger,
@@ -243,8 +243,9 @@ async def test_a_job_cancelled_while_it_waits_leaves_nothing_in_the_engine(house
     await loop
 
 
+@pytest.mark.parametrize("restarted", [False, True])
 async def test_what_a_job_cancelled_while_the_engine_was_away_had_to_leave_goes_at_the_next_contact(
-    house: House,
+    house: House, restarted: bool
 ) -> None:
     job_id = await house.finished_job()
     house.fake.faults["POST /api/copy"] = [reset] * 2
@@ -256,8 +257,10 @@ async def test_what_a_job_cancelled_while_the_engine_was_away_had_to_leave_goes_
     assert any("uncertified" in name for name in house.fake.models), "nobody was there to take it away"
     await house.fake.__aenter__()
     # Another job, with another name, asks the engine of its base.
-    await house.handover.base(Recipe(model="ollama:base:8b"), "another:8b", house.root / "other")
+    handover = Handover(house.fake.url, lambda: False, house.root / "left.json") if restarted else house.handover
+    await handover.base(Recipe(model="ollama:base:8b"), "another:8b", house.root / "other")
     assert list(house.fake.models) == ["registry.ollama.ai/library/base:8b"]
+    assert json.loads((house.root / "left.json").read_text()) == []
     await house.dispatcher.stop()
     await loop
 

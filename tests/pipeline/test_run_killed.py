@@ -4,63 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from abliterate.contract.messages import Result, Task
+from abliterate.contract.messages import Progress, Result, Task
 from abliterated.pipeline.run import run
 from pipeline.folders import CONVERTER, listed, planted_folder, task
+from pipeline.forked import forked
 from pipeline.planted import plant
 
-# Runs a task, writes what it told, and kills itself as soon as it tells the given stage and message.
-PROGRAM = """
-import os, signal, sys
-from pathlib import Path
-import msgspec
-from abliterate.contract.messages import Task
-from abliterated.pipeline.run import run
-
-told = open(sys.argv[2], "a")
-
-def emit(progress):
-    line = f"{progress.stage}: {progress.message}"
-    told.write(line + "\\n")
-    told.flush()
-    if line == sys.argv[3]:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-run(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Task), emit, lambda: False)
-"""
 MEASURING = "direction: "
 BEFORE, AFTER = "evaluate: asking the original", "evaluate: asking the edited model"
 EDITING, CONVERTING, WRITING = "edit: editing the weights", "edit: converting to GGUF", "edit: writing the GGUF"
 BACK = "report: reading it back"
 
 
+def run_until(asked: Task, told: Path, die_at: str) -> None:
+    """Run it and write what it tells; at `die_at` the process ends as by a power cut."""
+    with told.open("a") as file:
+
+        def emit(progress: Progress) -> None:
+            line = f"{progress.stage}: {progress.message}"
+            file.write(line + "\n")
+            file.flush()
+            if line == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        run(asked, emit, lambda: False)
+
+
 def attempt(asked: Task, die_at: str) -> list[str]:
     """One attempt in a process of its own, killed at `die_at` ("" for never); what it told, each once."""
     at = Path(asked.work).parent
-    at.joinpath("task.json").write_bytes(msgspec.json.encode(asked))
-    told = at / "told.txt"
+    told, errors = at / "told.txt", at / "errors.txt"
     told.unlink(missing_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(at / "task.json"), str(told), die_at],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    code = forked(run_until, asked, told, die_at, errors=errors)
     lines = list(dict.fromkeys(told.read_text().splitlines()))
     if die_at:
-        assert done.returncode == -signal.SIGKILL, (die_at, lines, done.stderr[-2000:])
+        assert code == -signal.SIGKILL, (die_at, lines, errors.read_text()[-2000:])
         assert [name for name in listed(Path(asked.output)) if not name.startswith(".")] == [], "nothing is visible"
     else:
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert code == 0, errors.read_text()[-2000:]
     return lines
 
 

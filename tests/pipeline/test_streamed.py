@@ -296,7 +296,12 @@ def test_a_whole_run_on_a_model_larger_than_memory(tmp_path: Path, monkeypatch: 
     planted = plant(tmp_path)
     prompts = {"harmful": str(planted.harmful), "harmless": str(planted.harmless)}
     recipe = recipe_from_table(
-        {"model": str(planted.path), "prompts": prompts, "evaluate": {"tokens": 4, "prompts": 12}}
+        {
+            "model": str(planted.path),
+            "prompts": prompts,
+            "search": {"trials": 6},
+            "evaluate": {"tokens": 4, "prompts": 12},
+        }
     )
     work, output = str(tmp_path / "work"), str(tmp_path / "out")
     task = Task(recipe=recipe, base="planted:latest", source=str(planted.path), work=work, output=output)

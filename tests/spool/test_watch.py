@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
 from pathlib import Path
 
+import pytest
+from watchdog.observers.polling import PollingObserver
+
+from abliterated.spool import watch
 from abliterated.spool.watch import Doorbell, filesystem, keep
 
 
@@ -56,6 +62,65 @@ def test_a_recreated_folder_gets_a_new_watcher(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     bell.check()
     assert folder.is_dir()
+    assert bell._observer is not first
+    bell.stop()
+
+
+async def scans_after_a_drop(folder: Path) -> None:
+    """Until a file that was renamed in is seen."""
+    loop = asyncio.get_running_loop()
+    seen = asyncio.Event()
+
+    def scan() -> float | None:
+        if (folder / "a.toml").exists():
+            loop.call_soon_threadsafe(seen.set)
+        return None
+
+    stopping = asyncio.Event()
+    task = loop.create_task(keep(folder, scan, stopping))
+    (folder / ".a.tmp").write_text("x")
+    (folder / ".a.tmp").rename(folder / "a.toml")
+    await asyncio.wait_for(seen.wait(), 10)
+    stopping.set()
+    await asyncio.wait_for(task, 10)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC])
+async def test_where_the_kernel_has_no_watcher_left_the_folder_is_polled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """`fs.inotify.max_user_instances` and `max_user_watches`."""
+
+    class NoneLeft:
+        def schedule(self, *arguments: object, **keywords: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(watch, "Observer", NoneLeft)
+    bell = Doorbell(tmp_path, lambda: None)
+    bell.check()
+    assert isinstance(bell._observer, PollingObserver)
+    bell.stop()
+    await scans_after_a_drop(tmp_path)
+
+
+async def test_a_network_s_filesystem_is_polled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "NETWORK_FILESYSTEMS", frozenset({filesystem(tmp_path)}))
+    bell = Doorbell(tmp_path, lambda: None)
+    bell.check()
+    assert isinstance(bell._observer, PollingObserver)
+    bell.stop()
+    await scans_after_a_drop(tmp_path)
+
+
+def test_a_watcher_that_died_is_replaced(tmp_path: Path) -> None:
+    bell = Doorbell(tmp_path, lambda: None)
+    bell.check()
+    first = bell._observer
+    assert first is not None
+    for emitter in first.emitters:
+        emitter.stop()
+        emitter.join(timeout=10)
+    bell.check()
     assert bell._observer is not first
     bell.stop()
 

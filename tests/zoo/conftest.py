@@ -1,9 +1,9 @@
-"""The zoo's packages on the path."""
+"""The zoo's packages, and the bench, on the path."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-TOOLS = Path(__file__).parents[2] / "tools"
-sys.path.insert(0, str(TOOLS))
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT)]

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from abliterate.contract.config import default_config_file, load_config
 from abliterate.contract.errors import NotFound
 from abliterated.install.machine import Machine
-from abliterated.install.plan import CONTROL, OLLAMA_PORT, SERVICE, SOCKET, Facts
+from abliterated.install.plan import CONTROL, LABEL, OLLAMA_PORT, SERVICE, SOCKET, Facts
 
 STORES = ("/usr/share/ollama/.ollama/models", "/var/lib/ollama/models", "/var/lib/ollama/.ollama/models")
 UNITS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system", "/usr/local/lib/systemd/system")
@@ -37,8 +38,25 @@ def find(kind: Literal["system", "user", "mac"], machine: Machine, program: str 
         store=store,
         groups=frozenset(names),
         port_taken=machine.answers(OLLAMA_PORT),
+        installed=any(path.exists() for path in _ours(kind, home)),
+        listen=0 if kind == "system" else _listens(),
         texts=texts,
     )
+
+
+def _ours(kind: str, home: Path) -> list[Path]:
+    if kind == "mac":
+        return [home / "Library" / "LaunchAgents" / f"{LABEL}.plist"]
+    folder = Path("/etc/systemd/system") if kind == "system" else home / ".config" / "systemd" / "user"
+    return [folder / SERVICE]
+
+
+def _listens() -> int:
+    """The proxy's port in this user's configuration; 0 where there is none. Raises RecipeError for a wrong one."""
+    if not default_config_file().exists():
+        return 0
+    port = load_config().proxy.listen.rpartition(":")[2]
+    return int(port) if port.isdigit() else OLLAMA_PORT
 
 
 def shared(part: str) -> Path:

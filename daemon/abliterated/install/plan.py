@@ -85,6 +85,8 @@ class Facts:
     store: str = ""
     groups: frozenset[str] = frozenset()
     port_taken: bool = False
+    installed: bool = False  # ours is here already: whoever has the port may be it
+    listen: int = 0  # the proxy's port in a configuration that is there already: it is the person's, and stays
     texts: dict[str, str] = field(default_factory=dict)
 
 
@@ -156,9 +158,9 @@ def _system(facts: Facts) -> list[Step]:
 
 def _user(facts: Facts) -> list[Step]:
     manager, folder = _manager(facts), _units(facts)
-    beside = not facts.ollama_unit and facts.port_taken
+    beside = not facts.ollama_unit and _taken_by_others(facts)
     config = facts.home / ".config" / "abliterated" / "config.toml"
-    steps: list[Step] = []
+    steps: list[Step] = _as_configured(facts, config)
     if beside:
         steps += [
             Say(
@@ -172,16 +174,20 @@ def _user(facts: Facts) -> list[Step]:
                 0o600,
             ),
         ]
-    steps += [Write(folder / name, text, "unit") for name, text in _unit_texts(facts, beside).items()]
+    steps += [
+        Write(folder / name, text, "unit")
+        for name, text in _unit_texts(facts, beside or facts.listen not in (0, OLLAMA_PORT)).items()
+    ]
     steps += _moved_ollama(facts, manager)
-    units = (SERVICE,) if beside else (SOCKET, SERVICE)
+    port = facts.listen or (OTHER_PORT if beside else OLLAMA_PORT)
+    units = (SOCKET, SERVICE) if port == OLLAMA_PORT else (SERVICE,)
     steps += [
         Run(
             (*manager, "enable", "--now", *units),
             "start it now and with your session",
             undo=(*manager, "disable", "--now", *units),
         ),
-        Wait(OTHER_PORT if beside else OLLAMA_PORT, True, "the proxy answers", "journalctl --user -u abliterated"),
+        Wait(port, True, "the proxy answers", "journalctl --user -u abliterated"),
         Run(("loginctl", "enable-linger"), "go on when you log out, for the nights", may_fail=True),
     ]
     return steps
@@ -189,8 +195,10 @@ def _user(facts: Facts) -> list[Step]:
 
 def _mac(facts: Facts) -> list[Step]:
     agent = _agent(facts)
-    steps: list[Step] = []
-    if facts.ollama_app or facts.port_taken:
+    config = facts.home / "Library" / "Application Support" / "abliterated" / "config.toml"
+    steps: list[Step] = _as_configured(facts, config)
+    beside = _taken_by_others(facts) or (facts.ollama_app and not facts.listen)
+    if beside:
         # The app ends whoever has its port and takes it: moving it needs its own environment, set before it starts.
         steps += [
             Say(
@@ -199,13 +207,13 @@ def _mac(facts: Facts) -> list[Step]:
                 "`ollama serve`."
             ),
             Write(
-                facts.home / "Library" / "Application Support" / "abliterated" / "config.toml",
+                config,
                 f'[proxy]\nlisten = "127.0.0.1:{OTHER_PORT}"\nupstream = "http://127.0.0.1:{OLLAMA_PORT}"\n',
                 "where the proxy listens",
                 0o600,
             ),
         ]
-    port = OTHER_PORT if facts.ollama_app or facts.port_taken else OLLAMA_PORT
+    port = facts.listen or (OTHER_PORT if beside else OLLAMA_PORT)
     return [
         *steps,
         Write(agent, facts.texts["agent"], "the agent's plist"),
@@ -217,6 +225,21 @@ def _mac(facts: Facts) -> list[Step]:
         ),
         Wait(port, True, "the proxy answers", "see ~/Library/Logs/abliterated.log"),
     ]
+
+
+def _taken_by_others(facts: Facts) -> bool:
+    return facts.port_taken and not facts.installed and not facts.listen
+
+
+def _as_configured(facts: Facts, config: Path) -> list[Step]:
+    """A configuration that is there already is kept; that its port can be had is seen before anything starts."""
+    if not facts.listen:
+        return []
+    steps: list[Step] = [Say(f"{config} stays as it is: the proxy listens on {facts.listen}.")]
+    if facts.listen == OLLAMA_PORT and facts.port_taken and not facts.installed and not facts.ollama_unit:
+        remedy = f'In {config}: [proxy] listen = "127.0.0.1:{OTHER_PORT}", upstream = "http://127.0.0.1:{OLLAMA_PORT}"'
+        steps.append(Wait(OLLAMA_PORT, False, f"{OLLAMA_PORT} is free", remedy, seconds=1))
+    return steps
 
 
 def _moved_ollama(facts: Facts, manager: Sequence[str]) -> list[Step]:

@@ -44,12 +44,13 @@ class Asking(msgspec.Struct, frozen=True):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What of tools must reach the prompt, by the names of `templates.abilities`."""
+        """What of tools a template must do, by the names of `templates.abilities`. Engines learn from how it tells a call
+        how to read one, so that is needed before there was any."""
         if not self.tools:
             return frozenset()
         calls = max((len(message.tool_calls or ()) for message in self.messages), default=0)
         results = any(message.role == "tool" for message in self.messages)
-        told = {"tools": True, "calls": calls > 0, "results": results, "several calls": calls > 1}
+        told = {"tools": True, "calls": True, "results": results, "several calls": calls > 1}
         return frozenset(name for name, needed in told.items() if needed)
 
     @property

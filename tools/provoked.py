@@ -1,0 +1,139 @@
+"""Which of the product's error messages a test run provoked, and which it never did: `make errors`.
+
+python tools/provoked.py [PYTEST ARGUMENTS]      a run, then the list (the suite takes its usual time)
+python tools/provoked.py --keep FILE [...]       the same, added to what earlier runs left in FILE
+
+Every place where a typed error is made is found in the source; where one was made is noted as the tests run, in the
+processes they start too, as far as those are given this environment. Does not know what a message should say.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = (ROOT / "client" / "abliterate", ROOT / "daemon" / "abliterated")
+BASE = "AbliteratedError"
+# Read by Python itself as it starts, before anything of ours.
+HOOK = """\
+import importlib.abc, importlib.util, os, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "abliterate.contract.errors":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def execute(module):
+            run(module)
+            note(module.AbliteratedError)
+        spec.loader.exec_module = execute
+        return spec
+
+def note(base):
+    plain, seen = base.__init__, set()
+    def made(self, *arguments, **named):
+        frame = sys._getframe(1)
+        while frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is self:
+            frame = frame.f_back
+        place = f"{frame.f_code.co_filename}:{frame.f_lineno}\\n"
+        if place not in seen:
+            seen.add(place)
+            try:
+                file = os.open(os.environ["PROVOKED_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                os.write(file, place.encode())
+                os.close(file)
+            except OSError:
+                pass
+        plain(self, *arguments, **named)
+    base.__init__ = made
+
+if os.environ.get("PROVOKED_LOG"):
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where an error is made."""
+
+    path: Path
+    first: int
+    last: int
+    kind: str
+    text: str
+    remedy: bool
+
+
+def sites() -> list[Site]:
+    """Every one, by file and line."""
+    trees = {path: ast.parse(path.read_text()) for folder in SOURCES for path in sorted(folder.rglob("*.py"))}
+    kinds = typed(trees)
+    return [site for path, tree in trees.items() for site in _made(path, tree, kinds)]
+
+
+def typed(trees: dict[Path, ast.Module]) -> set[str]:
+    """The names of the typed errors."""
+    known = {BASE}
+    while True:
+        more = {
+            node.name
+            for tree in trees.values()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef) and any(_name(base) in known for base in node.bases)
+        }
+        if more <= known:
+            return known
+        known |= more
+
+
+def _made(path: Path, tree: ast.Module, kinds: set[str]) -> Iterator[Site]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (kind := _name(node.func)) in kinds and node.args:
+            remedy = any(named.arg in ("remedy", None) for named in node.keywords)
+            yield Site(path, node.lineno, node.end_lineno or node.lineno, kind, ast.unparse(node.args[0]), remedy)
+
+
+def _name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def silent(log: Path) -> list[Site]:
+    """The places that `log` has nothing of."""
+    seen: dict[str, set[int]] = {}
+    for place in set(log.read_text().splitlines()) if log.exists() else ():
+        file, _, line = place.rpartition(":")
+        seen.setdefault(str(Path(file).resolve()), set()).add(int(line))
+    return [
+        site
+        for site in sites()
+        if not any(site.first <= line <= site.last for line in seen.get(str(site.path.resolve()), ()))
+    ]
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        if arguments[:1] == ["--keep"]:
+            log, arguments = Path(arguments[1]).absolute(), arguments[2:]
+        (Path(folder) / "sitecustomize.py").write_text(HOOK)
+        here = os.environ | {"PYTHONPATH": folder, "PROVOKED_LOG": str(log)}
+        code = subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=ROOT, env=here).returncode
+        left, every = silent(log), len(sites())
+    for site in left:
+        sys.stdout.write(f"{site.path.relative_to(ROOT)}:{site.first}: {site.kind}: {site.text}\n")
+    sys.stdout.write(f"{every - len(left)} of {every} messages were provoked\n")
+    return code or (1 if left else 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
