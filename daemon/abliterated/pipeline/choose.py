@@ -18,7 +18,6 @@ from abliterate.contract.errors import ModelError
 from abliterate.contract.recipe import Direction, Recipe
 from abliterated.pipeline.candidates import Candidate, ranked, vector_of
 from abliterated.pipeline.directions import (
-    Float64,
     RefusalDirection,
     direction,
     same_means,
@@ -36,8 +35,6 @@ from abliterated.pipeline.watch import Watch
 LAST_LAYER: Final = 0.8
 # At so many of the best places further directions are looked for, where one does not suffice.
 DEEPENED: Final = 6
-# So many of the subspaces that suffice are searched with.
-SPANS: Final = 4
 # What a search is tried on: enough to tell apart what a target of a few per cent asks for.
 HARMFUL: Final = 96
 HARMLESS: Final = 48
@@ -46,8 +43,7 @@ BEGUN_POSITIONS: Final = (-1, -2)
 
 @dataclass(frozen=True)
 class Choice:
-    """The direction, what it was chosen from, and what a search goes on with; `spans`: where several directions are
-    needed, the best places with theirs, those chosen first."""
+    """The direction, what it was chosen from, and what a search goes on with."""
 
     direction: RefusalDirection
     candidates: tuple[Candidate, ...]
@@ -55,7 +51,6 @@ class Choice:
     behaviour: Behaviour
     measured: Measured
     trials: Trials | None = None
-    spans: tuple[tuple[Candidate, Float64], ...] = ()
 
 
 def find_direction(loaded: Loaded, renderer: Renderer, prompts: PromptSets, recipe: Recipe, watch: Watch) -> Choice:
@@ -94,22 +89,19 @@ def find_direction(loaded: Loaded, renderer: Renderer, prompts: PromptSets, reci
         candidates, notes = ranked(trials, measured, candidates, induce_first=invert and behaviour.refused_harmful == 0)
     best = candidates[0]
     rows = vector_of(measured, best)[None, :]
-    spans: tuple[tuple[Candidate, Float64], ...] = ()
     if asked.rank > 1:
         rows = Streams(loaded, reading, prompts, behaviour, [best], asked.convention, watch).rows(
             rows[0], best, asked.rank
         )
     elif trials and not invert and best.refused > recipe.search.refusal_target:
         streams = Streams(loaded, reading, prompts, behaviour, candidates[:DEEPENED], asked.convention, watch)
-        spans = tuple(deepened(trials, measured, streams, candidates[:DEEPENED], recipe.search.refusal_target)[:SPANS])
-        best, rows = spans[0]
-        candidates = [*(one for one, _ in spans), *candidates]
+        best, rows = deepened(trials, measured, streams, candidates[:DEEPENED], recipe.search.refusal_target)
+        candidates = [best, *candidates]
     if best.bypass > 0 and not invert:
         notes = (*notes, "even without the best direction, more than half of the validation prompts stay refused")
     origin |= {name: _rounded(value) for name, value in asdict(best).items() if not _missing(value)}
     origin["gap_norm"] = _rounded(measured.gap(round(best.layer), best.position))
-    found = direction(rows, origin=origin)
-    return Choice(found, tuple(candidates), (*few, *notes), behaviour, measured, trials, spans)
+    return Choice(direction(rows, origin=origin), tuple(candidates), (*few, *notes), behaviour, measured, trials)
 
 
 def prepared(

@@ -69,20 +69,17 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Space:
-    """What can be tried: `positions` with directions, in `depth` layers; or, instead, so many `given` subspaces, which
-    the index counts."""
+    """What can be tried: `positions` with directions, in `depth` layers; a `given` subspace instead has no index."""
 
     positions: tuple[int, ...]
     depth: int
-    given: int = 0
+    given: bool = False
 
     def parameters(self, point: Point) -> Parameters:
         """The meaning of a point of the unit cube; rounded, so that it is the same everywhere."""
         index, position, own, lean, *rest = (round(value, 6) for value in point)
         return Parameters(
-            index=float(min(int(index * self.given), self.given - 1))
-            if self.given
-            else round(index * (self.depth - 1), 4),
+            index=0.0 if self.given else round(index * (self.depth - 1), 4),
             position=self.positions[min(int(position * len(self.positions)), len(self.positions) - 1)],
             own=not self.given and own > 0.75,
             attention=_kernel(rest[:4]),
@@ -92,7 +89,7 @@ class Space:
 
     def point(self, index: float, position: int, attention: Kernel, mlp: Kernel, lean: float = 0.0) -> Point:
         """The point that means this, of one direction for all layers."""
-        first = (index + 0.5) / self.given if self.given else index / max(1, self.depth - 1)
+        first = index / max(1, self.depth - 1)
         second = (self.positions.index(position) + 0.5) / len(self.positions)
         return (first, second, 0.3, lean, *_coordinates(attention), *_coordinates(mlp))
 

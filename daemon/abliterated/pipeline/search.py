@@ -76,14 +76,12 @@ class Searched:
 @dataclass(frozen=True)
 class Start:
     """Where a search begins: the direction chosen, and, where it may be chosen anew, all that were read (depth,
-    positions, hidden) with the best places among them; or, where several directions are needed, the best `spans`: the
-    place each was read at, and its rows, those of the chosen one first."""
+    positions, hidden) with the best places among them."""
 
     chosen: RefusalDirection
     positions: tuple[int, ...] = (-1,)
     directions: Float64 | None = None
     places: tuple[tuple[float, int], ...] = ()
-    spans: tuple[tuple[float, int, Float64], ...] = ()
 
 
 class Search:
@@ -95,7 +93,7 @@ class Search:
         self.layers = trials.layers
         self.selected = selected_layers(edit.layers, self.layers)
         depth = 1 if start.directions is None else len(start.directions)
-        self.space = Space(start.positions, depth, given=max(1, len(start.spans)) if start.directions is None else 0)
+        self.space = Space(start.positions, depth, given=start.directions is None)
         self.tried: list[Tried] = []
         self.worth: Float64 = np.ones((self.layers, 2))
 
@@ -124,7 +122,7 @@ class Search:
     def _first(self, count: int) -> list[Point]:
         """The best places with the whole strength everywhere, weaker and stronger, and points all over."""
         position = self.space.positions[0]
-        places = self.start.places or tuple((float(number), position) for number in range(self.space.given))
+        places = self.start.places or ((0.0, position),)
         known = [self.space.point(index, place, constant(1.0), constant(1.0)) for index, place in places[:4]]
         index, place = places[0]
         known += [self.space.point(index, place, constant(weak), constant(weak)) for weak in (0.8, 1.2)]
@@ -201,11 +199,7 @@ class Search:
         parameters = self.space.parameters(point)
         by_layer = parameters.strengths(self.worth, self.selected)
         if self.start.directions is None:
-            if not self.start.spans:
-                return Change(chosen, by_layer), _told(parameters, given=True)
-            layer, position, rows = self.start.spans[int(parameters.index)]
-            place = {"layer": layer, "position": position}
-            return Change(rows.astype(np.float32)[None], by_layer), place | _told(parameters, given=True)
+            return Change(chosen, by_layer), _told(parameters, given=True)
         vectors = self.space.vectors(parameters, self.start.directions, self.layers)
         return Change(vectors.astype(np.float32), by_layer), _told(parameters, given=False)
 

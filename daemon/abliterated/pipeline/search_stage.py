@@ -66,9 +66,6 @@ def search(
         positions = tuple(dict.fromkeys(position for _, position in places))
         columns = [choice.measured.positions.index(position) for position in positions]
         start = Start(chosen, positions, choice.measured.directions[:, columns], places)
-    elif choice and len(choice.spans) > 1:
-        spans = [(one.layer, one.position, rows) for one, rows in choice.spans]
-        start = Start(chosen, spans=tuple(spans))
     engine = Search(
         trials,
         start,

@@ -85,9 +85,8 @@ class Streams:
 
 def deepened(
     trials: Trials, measured: Measured, streams: Streams, candidates: Sequence[Candidate], target: float
-) -> list[tuple[Candidate, Float64]]:
-    """The smallest subspaces that bring refusals to the target, the least harmful first; or the one that leaves the
-    fewest."""
+) -> tuple[Candidate, Float64]:
+    """The smallest subspace that brings refusals to the target, or the one that leaves the fewest."""
 
     def cost(pair: tuple[Candidate, Float64]) -> float:
         return harm(pair[0].kl, pair[0].astray)
@@ -106,5 +105,5 @@ def deepened(
         tried += zip(scored, spans, strict=True)
         reached = [pair for pair in tried if pair[0].refused <= target and pair[0].kl <= MOST_KL]
         if reached:
-            return sorted(reached, key=lambda pair: (cost(pair), pair[0].bypass))
-    return [min(tried, key=lambda pair: (pair[0].kl > MOST_KL, pair[0].refused, cost(pair)))]
+            return min(reached, key=lambda pair: (cost(pair), pair[0].bypass))
+    return min(tried, key=lambda pair: (pair[0].kl > MOST_KL, pair[0].refused, cost(pair)))
