@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGES := client daemon tests tools bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-search bench-real bench-proxy matrix ollama ray nightly man docs lock sbom clean
+.PHONY: help install demo test lint format bench bench-search bench-real bench-proxy matrix ollama ray nightly man docs errors lock sbom clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ man: install ## the man pages in docs/man and the reference pages that follow fr
 docs: install ## the site in site/, strictly: a dead link fails it (mkdocs-material)
 	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+errors: install ## which of the product's error messages the tests provoke, and which none does (the suite, once)
+	@$(BIN)/python tools/provoked.py $(TESTS)
 
 lock: install ## requirements.lock: every file's hash, for all systems, at the versions of constraints.txt
 	@printf 'hatchling>=1.27,<2\neditables\nuv\n' | $(BIN)/uv pip compile pyproject.toml - --extra pipeline --extra demo --extra dev \

@@ -15,6 +15,7 @@ import statistics
 import sys
 
 from abliterated.proxy.server import new_event_loop
+from bench import proxy_bars as bars
 from bench import proxy_loads as loads
 from bench import proxy_servers as servers
 
@@ -33,6 +34,7 @@ BARS = (
     ("memory_kb_per_stream", "armed", "proxy", 1.1, "<="),
     ("upload_mb_per_second", "armed", "proxy", 0.9, ">="),
 )
+STATES = ("proxy", "armed")
 LIMITS = (("disconnect_p99_ms", 5.0), ("upload_growth_mb", 2.0))
 
 
@@ -126,46 +128,71 @@ def table(found: Figures) -> str:
     lines = [f"{'':28}" + "".join(f"{name:>12}" for name in names)]
     for key in found["proxy"]:
         lines.append(f"{key:28}" + "".join(f"{found[name].get(key, math.nan):12.2f}" for name in names))
-    lines += ["", f"{'ratio':44}{'measured':>10}{'bar':>10}"]
+    return "\n".join([*lines, "", bars.table(rows_of(found))])
+
+
+def rows_of(found: Figures) -> list[bars.Row]:
+    """The figures that have a bar."""
+    rows = []
     for key, mine, theirs, bar, sense in BARS:
         if (value := found["ratios"].get(f"{key}: {mine}/{theirs}")) is not None:
-            good = value <= bar if sense == "<=" else value >= bar
-            lines.append(f"{f'{key}: {mine}/{theirs}':44}{value:10.2f}{sense:>5}{bar:5.2f}  {'ok' if good else 'OVER'}")
-    for key, limit in LIMITS:
-        for name in ("proxy", "armed"):
-            value = found[name][key]
-            lines.append(
-                f"{f'{key}: {name}':44}{value:10.2f}{'<=':>5}{limit:5.2f}  {'ok' if value <= limit else 'OVER'}"
-            )
-    return "\n".join(lines)
+            rows.append(bars.Row(f"{key}: {mine}/{theirs}", value, sense, bar))
+    rows += [bars.Row(f"{key}: {name}", found[name][key], "<=", limit) for key, limit in LIMITS for name in STATES]
+    return rows
+
+
+def _tell(rows: list[bars.Row], figures: dict[str, object] | None = None) -> bool:
+    bars.record(rows, figures)
+    sys.stdout.write(bars.table(rows) + "\n")
+    return all(row.good for row in rows)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-proxy", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--part", choices=("figures", "restarts", "soak"), help="one part of it")
+    parser.add_argument(
+        "--part", choices=("figures", "assist", "registering", "restarts", "soak"), help="one part of it"
+    )
     parser.add_argument("--restarts", type=int, default=40, metavar="N", help="restarts under load (default 40)")
     parser.add_argument("--soak", type=float, default=2.0, metavar="MINUTES", help="mixed load with faults (default 2)")
     options = parser.parse_args()
     good = True
     if options.part in (None, "figures"):
-        text = table(measure(options.quick))
-        good = good and "OVER" not in text
-        sys.stdout.write(text + "\n")
+        found = measure(options.quick)
+        sys.stdout.write(table(found) + "\n")
+        rows = rows_of(found)
+        bars.record(rows, {"proxy": found})
+        good = all(row.good for row in rows)
+    if options.part in (None, "assist"):
+        from bench import proxy_assist
+
+        cost = proxy_assist.measure(options.quick)
+        added = bars.Row("assist: CPU added per token, µs, the dearest API", cost["added"], "<=", 50.0)
+        good = _tell([added], {"proxy_assist": cost}) and good
+    if options.part in (None, "registering"):
+        from bench import proxy_registering
+
+        good = _tell(proxy_registering.measure(options.quick)) and good
     if options.part in (None, "restarts"):
         from bench import proxy_restarts
 
         counted = proxy_restarts.measure(4 if options.quick else options.restarts)
-        good = good and not counted["failed"] and not counted["streams_broken"]
-        sys.stdout.write(
-            "restarts under load: " + ", ".join(f"{key} {value:g}" for key, value in counted.items()) + "\n"
-        )
+        good = _tell([
+            bars.Row("restarts: requests failed", counted["failed"], "==", 0),
+            bars.Row("restarts: streams broken", counted["streams_broken"], "==", 0),
+            bars.Row("restarts: requests answered", counted["requests"], ">=", 60_000),
+            bars.Row("restarts: how many", counted["restarts"], ">=", 40),
+        ], {"proxy_restarts": counted}) and good  # fmt: skip
     if options.part in (None, "soak"):
         from bench import proxy_soak
 
         counted = proxy_soak.measure(0.3 if options.quick else options.soak)
-        good = good and not counted["hung"] and counted["drift_mb"] < 2 and not counted["wrong"]
-        sys.stdout.write("soak: " + ", ".join(f"{key} {value:g}" for key, value in counted.items()) + "\n")
+        good = _tell([
+            bars.Row("soak: minutes", options.soak, ">=", 30),
+            bars.Row("soak: growth of memory, MB", counted["drift_mb"], "<", 2),
+            bars.Row("soak: connections hung", counted["hung"], "==", 0),
+            bars.Row("soak: answers wrong", counted["wrong"], "==", 0),
+        ], {"proxy_soak": counted}) and good  # fmt: skip
     return 0 if good else 1
 
 

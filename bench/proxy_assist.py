@@ -12,7 +12,7 @@ import struct
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from abliterated.proxy.alone import run
 from abliterated.proxy.server import Proxy, Steering, new_event_loop
@@ -116,8 +116,7 @@ class Listener(asyncio.Protocol):
         self.ended = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(self.asked)
+        cast(asyncio.Transport, transport).write(self.asked)
 
     def data_received(self, data: bytes) -> None:
         self.words += data.count(b'" word"')

@@ -26,10 +26,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import search_heretic
-from bench.search_tables import bars, table
+from bench.search_tables import bars, markdown, table
 
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = Path(__file__).with_name("results.json")
+PAGE: Final = ROOT / "docs" / "reference" / "search.md"
+BEGIN: Final = "<!-- made by python -m bench.search --redraw -->"
+END: Final = "<!-- until here -->"
 SYSTEM: Final = "You are a helpful assistant."
 REFUSER: Final = "refuser"
 ZOO: Final = ("llama", "postnorm", "moe", "hybrid", "delayed", "two-reasons")
@@ -110,8 +113,8 @@ def _refuser(folder: Path) -> None:
     (folder / "questions.jsonl").write_text(text, encoding="utf-8")
 
 
-def ours(about: Subject, place: Path, seed: int) -> dict[str, Any]:
-    """One default run of `abliterated work`; the saved folder is `place/out/edited`."""
+def ours(about: Subject, place: Path, seed: int, target: float | None = None) -> dict[str, Any]:
+    """One default run of `abliterated work`, or one with another target; the saved folder is `place/out/edited`."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     recipe = [
@@ -124,6 +127,7 @@ def ours(about: Subject, place: Path, seed: int) -> dict[str, Any]:
         f"seed = {seed}",
         "[export]",
         'format = "safetensors"',
+        *([] if target is None else ["[search]", f"refusal_target = {target:.4f}"]),
     ]
     (place / "recipe.toml").write_text("\n".join(recipe) + "\n", encoding="utf-8")
     began = time.monotonic()
@@ -203,8 +207,20 @@ def compared(about: Subject, seed: int, options: argparse.Namespace) -> dict[str
     first = ours(about, place / "ours", seed)
     first["score"] = scored(about, place / "ours" / "out" / "edited")
     again = ours(about, place / "again", seed) if options.again else first
+    matched = None
+    if _unmatched(first, theirs):
+        # Fewer refusals for more KL: which method does less harm is told by ours where it may leave as many as theirs.
+        allowed = theirs["score"]["refusals"] / theirs["score"]["questions"]
+        matched = ours(about, place / "matched", seed, allowed)
+        matched["score"] = scored(about, place / "matched" / "out" / "edited")
     same = (first["direction"], first["content"]) == (again["direction"], again["content"])
-    return {"seed": seed, "ours": first, "heretic": theirs, "rerun_identical": same if options.again else None}
+    found = {"seed": seed, "ours": first, "heretic": theirs, "rerun_identical": same if options.again else None}
+    return found | ({"matched": matched} if matched else {})
+
+
+def _unmatched(first: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    one, other = first["score"], theirs.get("score")
+    return other is not None and one["refusals"] < other["refusals"] and one["kl32"] > other["kl32"]
 
 
 def figures(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -221,6 +237,10 @@ def figures(runs: list[dict[str, Any]]) -> dict[str, Any]:
         return statistics.median(found) if found else None
 
     kept: dict[str, Any] = {"seeds": [run["seed"] for run in runs]}
+    kept |= {"date": time.strftime("%Y-%m-%d"), "heretic": search_heretic.PACKAGE, "cores": os.cpu_count()}
+    if any("matched" in run for run in runs):
+        for key, name in (("refusals", "refusals"), ("kl32", "kl")):
+            kept[f"{name}_matched"] = middle("matched", "score", key)
     for side in ("ours", "heretic"):
         for key in ("wall_s", "processor_s", "peak_mb", "tokens_decoded", "tokens_prefilled"):
             kept[f"{key}_{side}"] = middle(side, key)
@@ -243,9 +263,23 @@ def merge(models: dict[str, Any]) -> None:
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     search = known.setdefault("search", {})
     search.setdefault("models", {}).update(models)
-    temporary = RESULTS.with_name(f".{RESULTS.name}.part")
-    temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
-    temporary.replace(RESULTS)
+    _replace(RESULTS, json.dumps(known, indent=2, sort_keys=True) + "\n")
+    redraw()
+
+
+def redraw() -> None:
+    """The page's table from bench/results.json."""
+    models = json.loads(RESULTS.read_text())["search"]["models"]
+    known = {name: models[name] for name in (*ZOO, REFUSER) if name in models}
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, behind = rest.partition(END)
+    _replace(PAGE, f"{before}{BEGIN}\n{markdown(known)}{END}{behind}")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def main() -> int:
@@ -266,7 +300,11 @@ def main() -> int:
     for name in ("harmful", "harmless"):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help="with --real: these prompts, one a line")
     parser.add_argument("--again", action="store_true", help="run ours twice and compare the bytes")
+    parser.add_argument("--redraw", action="store_true", help="only the table in docs/reference/search.md")
     options = parser.parse_args()
+    if options.redraw:
+        redraw()
+        return 0
     options.side = options.side or ["ours", "heretic"]
     models = {}
     if options.real:

@@ -37,6 +37,25 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """The same as a page has it: a row a model and side."""
+    heads = ("model", "side", *(text for text, *_ in ROWS), "measured")
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for name, found in models.items():
+        seeds = f", {len(found['seeds'])} seeds" if len(found.get("seeds", ())) > 1 else ""
+        trials = found.get("trials_heretic")
+        few = f", {trials:.0f} trials only" if trials not in (None, DEFAULT_TRIALS) else ""
+        for side, title in (("ours", "ours"), ("heretic", f"{found.get('heretic', 'Heretic')}{few}")):
+            cells = [_told(found.get(f"{key}_{side}"), shape) for _, key, shape in ROWS]
+            first = [f"{name}{seeds}", title] if side == "ours" else ["", title]
+            lines.append(f"| {' | '.join([*first, *cells, found.get('date', '') if side == 'ours' else ''])} |")
+        if found.get("kl_matched") is not None:
+            more = [_told(found[f"{key}_matched"], shape) for _, key, shape in ROWS[:2]]
+            empty = [""] * (len(ROWS) - 2)
+            lines.append(f"| {' | '.join(['', 'ours, allowed as many refusals', *more, *empty, ''])} |")
+    return "\n".join(lines) + "\n"
+
+
 def verdicts(found: Mapping[str, Any]) -> list[tuple[str, bool]]:
     """Each bar, as far as it was measured, and whether it is kept."""
     told = []
@@ -46,6 +65,10 @@ def verdicts(found: Mapping[str, Any]) -> list[tuple[str, bool]]:
             ("KL32: not worse", found["kl_ours"] <= found["kl_heretic"]),
             (f"wall: {found['wall_ratio']:.3f} of Heretic's (bar {FASTER})", found["wall_ratio"] <= FASTER),
         ]
+    if found.get("kl_matched") is not None:
+        kept = found["kl_matched"] <= found["kl_heretic"] and found["refusals_matched"] <= found["refusals_heretic"]
+        text = f"allowed as many refusals: {found['refusals_matched']:.0f}, KL {found['kl_matched']:.6f}"
+        told.append((text, kept))
     if found.get("tokens_decoded_ours") is not None:
         told.append((f"tokens decoded (bar {MOST_TOKENS:,})", found["tokens_decoded_ours"] <= MOST_TOKENS))
     if found.get("rerun_identical") is not None:

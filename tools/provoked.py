@@ -96,10 +96,17 @@ def typed(trees: dict[Path, ast.Module]) -> set[str]:
 
 
 def _made(path: Path, tree: ast.Module, kinds: set[str]) -> Iterator[Site]:
+    # A class of that name that is defined here and is none of ours is not meant.
+    others = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and not _typed_bases(node, kinds)}
+    kinds = kinds - others
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (kind := _name(node.func)) in kinds and node.args:
             remedy = any(named.arg in ("remedy", None) for named in node.keywords)
             yield Site(path, node.lineno, node.end_lineno or node.lineno, kind, ast.unparse(node.args[0]), remedy)
+
+
+def _typed_bases(node: ast.ClassDef, kinds: set[str]) -> bool:
+    return node.name == BASE or any(_name(base) in kinds for base in node.bases)
 
 
 def _name(node: ast.expr) -> str:

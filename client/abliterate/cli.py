@@ -50,6 +50,9 @@ VERBS: Final[dict[str, str]] = {
 _DESCRIPTION: Final = "Queue recipes with the abliterated daemon, and follow them to a model in Ollama."
 _EPILOG: Final = """\
 start here:
+  abliterated serve                         the daemon, in a terminal of its own (abliterated install: a service)
+  abliterated demo --load                   a small model that refuses, to try all this on, and its recipe
+  abliterate submit refuser.toml --watch    the job, followed to its end
   abliterate submit qwen3:8b --watch        qwen3-abliterated:8b is in Ollama when it ends
   abliterate new qwen3:8b > recipe.toml     a recipe of your own, every key explained
   abliterate status                         what runs, what waits, and why

@@ -22,12 +22,12 @@ from filelock import FileLock, Timeout
 
 from abliterate.contract.config import Config, local_path
 from abliterate.contract.errors import AbliteratedError, DiskError, NotFound, RecipeError
-from abliterate.contract.messages import EngineView, Task
+from abliterate.contract.messages import EngineView, JobView, Task
 from abliterate.contract.paths import Home
 from abliterate.contract.recipe import Recipe
 from abliterated import __version__, refuser, succession
 from abliterated.care import Care
-from abliterated.config import EngineKind, engine_kind, prepare_home, surroundings, unserved, until_listening
+from abliterated.config import EngineKind, engine_kind, prepare_home, surroundings, until_listening
 from abliterated.control.care import routes as care_routes
 from abliterated.control.events import Events
 from abliterated.control.server import Control
@@ -43,6 +43,7 @@ from abliterated.jobs.cluster import Cluster, token
 from abliterated.jobs.dispatcher import Dispatcher, product_is_there
 from abliterated.jobs.journal import Job
 from abliterated.jobs.ledger import Ledger
+from abliterated.jobs.on_finish import OnFinish
 from abliterated.jobs.remote import RayExecutor
 from abliterated.jobs.runner import LocalExecutor
 from abliterated.service import Supervisor, inherited_sockets
@@ -74,8 +75,8 @@ class App:
 
     async def run(self) -> int:
         prepare_home(self.home)
-        for key in unserved(self.config):
-            log.warning("%s: this version does not serve that setting yet", key, extra={"action": "config"})
+        if watch.filesystem(self.home.state) in watch.NETWORK_FILESYSTEMS:
+            log.warning("%s: on a network; a journal wants a local disk", self.home.state, extra={"action": "config"})
         lock = take_daemon_lock(self.home.daemon_lock)
         environ = dict(os.environ)
         supervisor = Supervisor()
@@ -110,6 +111,13 @@ class App:
         stack.callback(ledger.close)
         self._kind = engine_kind(self.config, await asyncio.to_thread(surroundings, self._upstream))
         events = Events()
+        finished = OnFinish(self.config.jobs.on_finish)
+        stack.push_async_callback(finished.close)
+
+        def publish(view: JobView, number: int) -> None:
+            finished(view, number)
+            events.publish(view, number)
+
         dispatcher = Dispatcher(
             ledger,
             self.home.jobs,
@@ -117,7 +125,7 @@ class App:
             register=self._handover.register,
             release=self._handover.release,
             abandon=self._handover.abandon,
-            publish=self._front.beside(events.publish),
+            publish=self._front.beside(publish),
             idle_seconds=self._front.idle_seconds,
             retries=self.config.jobs.retries,
             executor=self._executor,

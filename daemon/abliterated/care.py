@@ -28,7 +28,6 @@ from abliterate.contract.errors import AbliteratedError, ConflictError, ModelErr
 from abliterate.contract.names import parse_name
 from abliterate.contract.paths import Home
 from abliterated import __version__
-from abliterated.config import unserved
 
 _LITTLE, _TOO_LITTLE = 20e9, 2e9  # bytes free: less than a middling model needs; less than any does
 
@@ -115,10 +114,6 @@ class Care:
         version, engine = await self._engine()
         found = [*self._daemon(), *engine]
         found += await asyncio.to_thread(self._disk)
-        found += [
-            Finding(key="config", level="warning", text=f"{key}: this version does not serve that setting yet")
-            for key in unserved(self._config)
-        ]
         converter = self._config.tools.converter
         if converter and shutil.which(converter) is None:
             found.append(

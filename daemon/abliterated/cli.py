@@ -34,15 +34,25 @@ DESCRIPTION = """\
 abliterated: a sidecar for Ollama. Drop a recipe, get the model back without its refusals.
 
 This is the daemon's command. `abliterate` submits recipes to it and follows them."""
+FIRST_STEPS = """\
+start here:
+  abliterated serve                         the daemon, in a terminal of its own
+  abliterated demo --load                   a small model that refuses, brought into the engine, and its recipe
+  abliterate submit refuser.toml --watch    the job, followed to its end
+
+`abliterated VERB --help` explains a verb, with examples."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
-        prog="abliterated", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="abliterated",
+        description=DESCRIPTION,
+        epilog=FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"abliterated {__version__}")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
     for verb in VERBS:
         module = _module(verb)
         sub = verbs.add_parser(
@@ -58,7 +68,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit code."""
-    options = parser().parse_args(arguments)
+    top = parser()
+    options = top.parse_args(arguments)
+    if not options.verb:
+        top.print_help()
+        return 2
     if options.verb in READING:
         from abliterated.commands.cut_short import name_cut_files
 

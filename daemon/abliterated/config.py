@@ -71,12 +71,6 @@ def engine_kind(config: Config, found: Surroundings) -> EngineKind:
     return "ollama" if found.executable or found.unit or found.listening else "embedded"
 
 
-def unserved(config: Config) -> list[str]:
-    """Settings that are spelt rightly but that this version does nothing with yet; a person should know."""
-    named = {"jobs.on_finish": bool(config.jobs.on_finish)}
-    return [key for key, differs in named.items() if differs]
-
-
 def listening(url: str) -> bool:
     """Whether somebody accepts connections at `url`."""
     parts = urlsplit(url)
@@ -103,8 +97,25 @@ def check_spooled(recipe: Recipe, roots: list[str]) -> None:
     Whoever can write to the spool chooses what the daemon reads; `[paths] models` says what that may be.
     Raises RecipeError with the key and the remedy.
     """
-    for one in expand(recipe) if recipe.matrix else []:
-        check_spooled(one, roots)
+    allowed = [local_path(root).resolve() for root in roots]
+    # Each once, however many of a matrix's jobs share it.
+    jobs = expand(recipe)
+    unlike = {(one.model, *map(id, (one.prompts, one.direction, one.run, one.evaluate))): one for one in jobs}
+    named = dict.fromkeys(pair for one in unlike.values() for pair in _named(one))
+    for key, value in named:
+        path = Path(value)
+        if not path.is_absolute():
+            raise RecipeError(f"{key}: {value!r} is relative", remedy="Give the whole path; `abliterate submit` does")
+        resolved = path.resolve()
+        if not any(resolved.is_relative_to(root) for root in allowed):
+            raise RecipeError(
+                f"{key}: {value!r} lies outside the folders a spooled recipe may name",
+                remedy="Add its folder to [paths] models in config.toml, or use `abliterated work`",
+            )
+
+
+def _named(recipe: Recipe) -> list[tuple[str, str]]:
+    """Every file the recipe names, with its key."""
     named = {"direction.file": [recipe.direction.file], "run.from_checkpoint": [recipe.run.from_checkpoint]}
     if not recipe.model.startswith(("ollama:", "hf:")):
         named["model"] = [recipe.model]
@@ -114,19 +125,9 @@ def check_spooled(recipe: Recipe, roots: list[str]) -> None:
     named["prompts.atoms"] = list(recipe.prompts.atoms)
     # A suite's bare name is one of those built in; what else is written there is a file.
     named["evaluate.suites"] = [name for name in recipe.evaluate.suites if not name.replace("-", "").isalpha()]
-    allowed = [local_path(root).resolve() for root in roots]
-    for key, values in named.items():
-        for value in values:
-            if value in ("", "builtin") or value.startswith("hf:"):
-                continue
-            path = Path(value)
-            if not path.is_absolute():
-                raise RecipeError(
-                    f"{key}: {value!r} is relative", remedy="Give the whole path; `abliterate submit` does"
-                )
-            resolved = path.resolve()
-            if not any(resolved.is_relative_to(root) for root in allowed):
-                raise RecipeError(
-                    f"{key}: {value!r} lies outside the folders a spooled recipe may name",
-                    remedy="Add its folder to [paths] models in config.toml, or use `abliterated work`",
-                )
+    return [
+        (key, value)
+        for key, values in named.items()
+        for value in values
+        if value not in ("", "builtin") and not value.startswith("hf:")
+    ]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from abliterate.contract.config import Config, EngineSettings, Jobs
+from abliterate.contract.config import Config, EngineSettings
 from abliterate.contract.errors import DiskError, RecipeError
 from abliterate.contract.paths import Home
 from abliterate.contract.recipe import Direction, Evaluate, Prompts, Recipe
-from abliterated.config import Surroundings, check_spooled, engine_kind, prepare_home, unserved
+from abliterated.config import Surroundings, check_spooled, engine_kind, prepare_home
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,6 @@ def test_a_matrix_may_name_no_more_than_a_recipe() -> None:
     check_spooled(Recipe(model="ollama:m", matrix={"edit.strength": [0.5, 1.0]}), [])
     with pytest.raises(RecipeError, match="outside"):
         check_spooled(Recipe(model="ollama:m", matrix={"prompts.harmful": ["builtin", "/etc/passwd"]}), [])
-
-
-def test_settings_that_do_nothing_yet_are_named() -> None:
-    assert unserved(Config()) == []
-    assert unserved(Config(jobs=Jobs(executor="ray"))) == ["jobs.executor"]
 
 
 def test_the_home_is_not_for_strangers(tmp_path: Path) -> None:

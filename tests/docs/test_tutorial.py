@@ -124,6 +124,16 @@ def test_the_tutorial_as_it_stands_and_the_clients_examples_beside_it(person: Pe
     assert next(at for at, command in enumerate(first) if "--watch" in command) < 5, "a followed job in five commands"
 
 
+def test_whoever_has_installed_it_is_led_there_without_the_page() -> None:
+    """From the bare name of either program; and each answer names the next step."""
+    wanted = [step.command for step in steps(DOCS / "tutorial.md")][1:4]
+    for program in ("abliterate", "abliterated"):
+        said = subprocess.run([str(BIN / program)], capture_output=True, text=True, timeout=60)
+        assert said.returncode == 2
+        places = [said.stdout.index(command) for command in wanted]
+        assert places == sorted(places)
+
+
 def clients(person: Person) -> None:
     """The page of clients says the same port to all of them."""
     text = (DOCS / "how-to" / "clients.md").read_text()

@@ -19,6 +19,7 @@ def test_a_job_that_misses_its_target_delivers_the_best_and_wait_exits_with_8() 
         # The refusal is written in the first layers; the last one alone can't take it back.
         recipe = (
             f'model = "{model.path}"\n[prompts]\nharmful = "{model.harmful}"\nharmless = "{model.harmless}"\n'
+            '[direction]\nmethod = "layer"\nlayer = 2\n'
             '[edit]\nlayers = "3"\n[search]\ntrials = 2\n[evaluate]\nprompts = 8\ntokens = 8\n'
             "[export]\nregister = false\n"
         )

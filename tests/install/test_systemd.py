@@ -167,7 +167,14 @@ def test_it_is_installed_beside_ollama_restarts_and_goes_again(booted: Booted) -
     assert "write" not in told
     assert [booted.show(unit, "MainPID") for unit in ("ollama.service", "abliterated.service")] == before
 
-    # Killed, it is back, and more often than systemd's own limit would let it.
+    # Killed, it is back, and more often than systemd's own limit (5 in 10 s) would let it.
+    assert booted.show("abliterated.service", "WatchdogUSec") == "30s"
+    quick = "/etc/systemd/system/abliterated.service.d/quick.conf"
+    lines = "[Service]\\nWatchdogSec=2\\nRestartSec=100ms\\n"
+    booted.run("bash", "-c", f"mkdir -p ${{0%/*}}; printf '{lines}' > $0", quick)
+    booted.run("systemctl", "daemon-reload")
+    booted.run("systemctl", "restart", "abliterated.service")
+    assert booted.show("abliterated.service", "StartLimitIntervalUSec") == "0"
     for _ in range(6):
         pid = booted.show("abliterated.service", "MainPID")
         booted.run("systemctl", "kill", "--kill-who=main", "-s", "KILL", "abliterated.service")
@@ -175,8 +182,15 @@ def test_it_is_installed_beside_ollama_restarts_and_goes_again(booted: Booted) -
     booted.until(lambda: booted.answers(11434), "serving again")
     assert booted.show("abliterated.socket", "ActiveState") == "active"
 
-    # A loop that hangs starves the watchdog.
-    assert booted.show("abliterated.service", "WatchdogUSec") == "30s"
+    # A loop that hangs starves the watchdog: systemd ends the daemon and starts another.
+    pid = booted.show("abliterated.service", "MainPID")
+    time.sleep(3)
+    assert booted.show("abliterated.service", "MainPID") == pid, "a loop that runs feeds it"
+    booted.run("systemctl", "kill", "--kill-who=main", "-s", "STOP", "abliterated.service")
+    booted.until(lambda: booted.show("abliterated.service", "MainPID") not in ("0", pid), "a daemon that runs")
+    booted.until(lambda: booted.answers(11434), "serving again")
+    booted.run("rm", "-r", quick.rpartition("/")[0])
+    booted.run("systemctl", "daemon-reload")
 
     booted.run(PROGRAM, "uninstall", "--system", seconds=150)
     booted.until(lambda: booted.answers(11434), "Ollama back on its port")

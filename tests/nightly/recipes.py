@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from abliterate.contract.errors import RecipeError
 from abliterate.contract.recipe import parse_recipe
+from abliterated.config import check_spooled
 
 LIMIT = 64 * 1024
 _KEYS = "model name replace force prompts direction edit search evaluate export run schedule matrix".split()
@@ -22,7 +23,7 @@ _SEEDS = [
 
 def cases(count: int, seed: int) -> Iterator[bytes]:
     luck = random.Random(seed)
-    makers = [_mutated, _mutated, _structured, _structured, _bytes, _deep]
+    makers = [_mutated, _mutated, _structured, _structured, _right, _bytes, _deep]
     for number in range(count):
         # The large ones are rare, as they are slow to make; each hundredth fills the limit.
         yield (_large if number % 100 == 0 else luck.choice(makers))(luck)[:LIMIT]
@@ -54,6 +55,24 @@ def _structured(luck: random.Random) -> bytes:
     return "\n".join(lines).encode()
 
 
+_RIGHT = {
+    "prompts": ["count = 64", 'system = "be brief"', 'harmful = ["builtin", "/m/a.txt"]'],
+    "direction": ['method = "layer"\nlayer = [0.5, 0.6]', "rank = 2", "orthogonalize = false"],
+    "edit": ["strength = 0.7", 'layers = "2-30"', 'kernel = "linear"', 'norm = "rows"'],
+    "schedule": ['window = "22:00-06:00"', "not_before = 2030-01-31T22:00:00", 'after = ["other"]', "priority = -3"],
+    "matrix": ['"edit.attention" = [0.5, 1.0, 1.5]', 'model = ["ollama:a", "ollama:b"]'],
+}
+
+
+def _right(luck: random.Random) -> bytes:
+    """A recipe that is one, with comments and blanks where nobody would put them."""
+    lines = [f'model = "{luck.choice(["ollama:qwen3:8b", "hf:o/m", "/m/x.gguf"])}"']
+    for table, choices in luck.sample(list(_RIGHT.items()), luck.randint(0, 4)):
+        lines += [f"[{table}]", *luck.sample(choices, luck.randint(0, 2))]
+        lines += ["  # " + "é" * luck.randint(0, 40)] * luck.randint(0, 2)
+    return "\n".join(lines).encode()
+
+
 def _bytes(luck: random.Random) -> bytes:
     return luck.randbytes(luck.randint(0, 300))
 
@@ -71,6 +90,23 @@ def _deep(luck: random.Random) -> bytes:
     )
 
 
+def _wide(luck: random.Random) -> bytes:
+    """As many jobs as a matrix may make, each with a list as long as one may be, or longer."""
+    head, item = luck.choice(
+        [
+            (b"[prompts]\nharmful = [", b'"/m/%s",' % (b"x" * 50)),
+            (b"[prompts]\natoms = [", b'"/m/../m/x",'),
+            (b"[schedule]\nafter = [", b'"%s",' % (b"x" * 50)),
+            (b"[edit]\nlayers = [", b"1,"),
+            (b"[evaluate]\nsuites = [", b'"injection",'),
+        ]
+    )
+    tail = b']\n[matrix]\n"edit.strength" = [' + b",".join(b"%.2f" % (n / 100) for n in range(1, 65)) + b"]\n"
+    start = b'model = "ollama:m"\n' + head
+    most = (LIMIT - len(start) - len(tail)) // len(item)
+    return start + item * luck.choice([most, min(most, 1000)]) + tail
+
+
 def _large(luck: random.Random) -> bytes:
     return luck.choice(
         [
@@ -79,6 +115,7 @@ def _large(luck: random.Random) -> bytes:
             lambda: b"\n".join(b"k%d = 1" % n for n in range(6000)),
             lambda: b'model = "ollama:m"\n[matrix]\n"edit.strength" = [' + b"1, 0.5, " * 7000 + b"]",
             lambda: b'model = "ollama:m"\n[matrix]\n"prompts.system" = [' + b'"%s",' % (b"y" * 250) * 250 + b"]",
+            lambda: _wide(luck),
             lambda: b"a = " + b"[" * (LIMIT - 8),
             lambda: b"#" * LIMIT,
             lambda: b"a = " + b"9" * (LIMIT - 8),
@@ -95,7 +132,7 @@ def fuzz(count: int = 100_000, seed: int = 1) -> dict[str, float]:
     for case in cases(count, seed):
         begun = time.thread_time()
         try:
-            parse_recipe(case)
+            check_spooled(parse_recipe(case), ["/m"])
             good += 1
         except RecipeError:
             pass

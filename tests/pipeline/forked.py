@@ -5,6 +5,7 @@ They are real processes, with a pid and an exit code of their own; only the impo
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -39,4 +40,5 @@ def _into(errors: Path, function: Callable[..., None], arguments: tuple[Any, ...
     file = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 2)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    gc.freeze()  # what was read before is no garbage of this run's
     function(*arguments)

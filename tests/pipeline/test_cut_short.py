@@ -2,61 +2,56 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from abliterate.contract.errors import ModelError
+from abliterate.contract.errors import AbliteratedError, ModelError
 from abliterate.contract.messages import Progress, Task
 from abliterated import cli
+from abliterated.commands.cut_short import name_cut_files
 from abliterated.jobs.outcome import Ended, after_worker
-from abliterated.pipeline.run import run
-from pipeline.folders import listed, planted_folder, task
-from pipeline.planted import plant
-
-# Runs a task; at the first word of that message the base is cut to a third.
-PROGRAM = """
-import os, sys
-from pathlib import Path
-import msgspec
-from abliterate.contract.errors import AbliteratedError
-from abliterate.contract.messages import Task
 from abliterated.pipeline import loading
 from abliterated.pipeline.run import run
+from pipeline.folders import listed, planted_folder, task
+from pipeline.forked import forked
+from pipeline.planted import plant
 
-loading.free_memory = lambda _: 0  # streamed
-task = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Task)
-
-def emit(progress):
-    if progress.message == sys.argv[2]:
-        os.truncate(task.source, 40_000)
-
-try:
-    run(task, emit, lambda: False)
-except AbliteratedError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
+QUICK = {"method": "layer", "layer": 2}
 
 
-def attempt(asked: Task, cut_at: str, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
-    at = Path(asked.work).parent / "task.json"
-    at.write_bytes(msgspec.json.encode(asked))
-    return subprocess.run(
-        [sys.executable, "-c", program, str(at), cut_at], capture_output=True, text=True, check=False, timeout=100
-    )
+def run_cut(asked: Task, cut_at: str, file: str) -> None:
+    """Run it; at the first word of that message the file is cut to a third."""
+    loading.free_memory = lambda _: 0  # streamed
+
+    def emit(progress: Progress) -> None:
+        if progress.message == cut_at:
+            os.truncate(file, 40_000)
+
+    try:
+        run(asked, emit, lambda: False)
+    except AbliteratedError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def attempt(asked: Task, cut_at: str, file: str = "") -> tuple[int, str]:
+    """The exit code and the last words of a process that runs it."""
+    errors = Path(asked.work).parent / "errors.txt"
+    code = forked(run_cut, asked, cut_at, file or asked.source, errors=errors)
+    return code, errors.read_text()
 
 
 def test_a_base_cut_short_while_it_is_measured_is_named(tmp_path: Path) -> None:
-    asked = task(plant(tmp_path))
-    done = attempt(asked, "measuring harmful prompts")
-    assert done.returncode == 1
-    assert "ModelError: planted.gguf ended before blk." in done.stderr
+    asked = task(plant(tmp_path), direction=QUICK)
+    code, told = attempt(asked, "measuring harmful prompts")
+    assert code == 1
+    assert "ModelError: planted.gguf ended before blk." in told
     assert listed(Path(asked.output)) == []
 
 
@@ -64,40 +59,34 @@ def test_a_base_cut_short_while_it_is_measured_is_named(tmp_path: Path) -> None:
 def test_a_folder_cut_short_in_memory_is_a_named_outcome_of_the_job(tmp_path: Path) -> None:
     """Safetensors are mapped, so the kernel may end the worker; the queue knows what that means."""
     model = planted_folder(tmp_path)
-    asked = msgspec.structs.replace(task(model), source=str(model.path / "model.safetensors"))
-    program = PROGRAM.replace("run(task,", "run(msgspec.structs.replace(task, source=str(Path(task.source).parent)),")
-    done = attempt(asked, "measuring harmful prompts", program)
-    if done.returncode != -signal.SIGBUS:  # where a view was made after the cut
-        assert done.returncode == 1
-        assert "ModelError: model.safetensors ended before" in done.stderr
+    asked = task(model, direction=QUICK)
+    code, told = attempt(asked, "measuring harmful prompts", str(model.path / "model.safetensors"))
+    if code != -signal.SIGBUS:  # where a view was made after the cut
+        assert code == 1
+        assert "ModelError: model.safetensors ended before" in told
     move = after_worker(Ended(-signal.SIGBUS, None), registers=True, attempts=0, crashes=0, retries=5)
     assert (move.state, move.failure and move.failure.failure) == ("failed", "model")
     assert listed(Path(asked.output)) == []
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="no such signal here")
-@pytest.mark.parametrize("touch", ["memory[40_000]", "torch.frombuffer(memory, dtype=torch.uint8)[40_000:].sum()"])
-def test_a_mapped_file_cut_short_ends_a_foreground_verb_with_a_sentence(tmp_path: Path, touch: str) -> None:
+@pytest.mark.parametrize("by", ["python", "torch"])
+def test_a_mapped_file_cut_short_ends_a_foreground_verb_with_a_sentence(tmp_path: Path, by: str) -> None:
     """Whether Python holds the interpreter's lock there or torch has let it go."""
-    (tmp_path / "model").write_bytes(bytes(60_000))
-    program = (
-        "import mmap, os, sys, warnings, torch\n"
-        "warnings.simplefilter('ignore')\n"
-        "from abliterated.commands.cut_short import name_cut_files\n"
-        "name_cut_files()\n"
-        "memory = mmap.mmap(os.open(sys.argv[1], os.O_RDONLY), 0, access=mmap.ACCESS_COPY)\n"
-        "os.truncate(sys.argv[1], 100)\n"
-        f"print({touch})\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "model")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout) == (ModelError.exit_code, "")
-    assert done.stderr.startswith("abliterated: a file of the model was cut short while it was read\n  → ")
+    file, errors = tmp_path / "model", tmp_path / "errors.txt"
+    file.write_bytes(bytes(60_000))
+    code = forked(touch_cut, file, by, errors=errors)
+    assert code == ModelError.exit_code
+    assert errors.read_text().startswith("abliterated: a file of the model was cut short while it was read\n  → ")
+
+
+def touch_cut(file: Path, by: str) -> None:
+    """Read what is no longer there, as the verbs do."""
+    name_cut_files()
+    with file.open("rb") as opened:
+        memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    os.truncate(file, 100)
+    print(memory[40_000] if by == "python" else torch.frombuffer(memory, dtype=torch.uint8)[40_000:].sum())
 
 
 def test_every_verb_that_reads_a_model_itself_has_that_sentence() -> None:
@@ -107,16 +96,16 @@ def test_every_verb_that_reads_a_model_itself_has_that_sentence() -> None:
 
 
 def test_a_base_cut_short_while_it_is_edited_is_named(tmp_path: Path) -> None:
-    asked = task(plant(tmp_path), evaluate={"prompts": 0})
-    done = attempt(asked, "editing the weights")
-    assert done.returncode == 1
-    assert "planted.gguf ended while it was read" in done.stderr
+    asked = task(plant(tmp_path), direction=QUICK, evaluate={"prompts": 0})
+    code, told = attempt(asked, "editing the weights")
+    assert code == 1
+    assert "planted.gguf ended while it was read" in told
     assert listed(Path(asked.output)) == []
 
 
 def test_a_base_written_to_meanwhile_is_no_base(tmp_path: Path) -> None:
     model = plant(tmp_path)
-    asked = task(model, evaluate={"prompts": 0})
+    asked = task(model, direction=QUICK, evaluate={"prompts": 0})
 
     def emit(progress: Progress) -> None:
         if progress.message == "editing the weights":

@@ -82,6 +82,11 @@ def test_it_keeps_to_the_target_with_less_harm_than_the_recipes_own_strengths(tm
     assert [trial["number"] for trial in trials] == list(range(TRIALS))
     (chosen,) = [trial for trial in trials if trial["chosen"]]
     assert report["search"]["reached"]
+    # Halved: all on few prompts, a third on more, a fifth on all; only one that was tried on all is chosen.
+    asked_on = sorted(trial["parameters"]["prompts"] for trial in trials)
+    assert asked_on[: TRIALS // 2] == [16] * (TRIALS // 2)
+    assert 0 < asked_on.count(96) < TRIALS // 3
+    assert chosen["parameters"]["prompts"] == 96
     assert chosen["verified"] == 0.0
     assert chosen["kl"] <= trials[0]["kl"]
     assert result.direction["trial"] == chosen["number"]
@@ -148,6 +153,7 @@ def test_the_command_tells_a_missed_target_by_its_exit_code(tmp_path: Path) -> N
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         f'model = "{model.path}"\n[prompts]\nharmful = "{model.harmful}"\nharmless = "{model.harmless}"\n'
+        '[direction]\nmethod = "layer"\nlayer = 2\n'
         '[edit]\nlayers = "3"\n[search]\ntrials = 2\n[evaluate]\nprompts = 0\ntokens = 8\n'
     )
     command = [sys.executable, "-m", "abliterated.cli", "work", str(recipe), "--out", str(tmp_path / "out"), "--quiet"]

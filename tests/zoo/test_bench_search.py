@@ -29,6 +29,9 @@ def test_kept_bars_are_kept_and_each_miss_is_told() -> None:
         assert not bars({"llama": KEPT | missed}), missed
         assert [fine for _, fine in verdicts(KEPT | missed)].count(False) == 1
         assert sum(line.endswith("over") for line in table({"llama": KEPT | missed}).splitlines()) == 1
+    matched = {"kl_ours": 0.0003, "kl_matched": 0.0001, "refusals_matched": 2.0}
+    assert "allowed as many refusals: 2, KL 0.000100" in table({"llama": KEPT | matched})
+    assert not bars({"llama": KEPT | matched}), "the bar is that of the default run, whatever another would do"
     same = {"refusals_ours": 2.0}
     assert not bars({"llama": KEPT | same}), "not worse anywhere is not enough: one figure must be better"
     assert bars({"llama": KEPT | same, "moe": KEPT})
@@ -60,12 +63,18 @@ def test_seeds_are_told_by_their_medians() -> None:
 
 def test_results_are_merged_beside_what_others_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "RESULTS", tmp_path / "results.json")
-    (tmp_path / "results.json").write_text('{"proxy": 1, "search": {"models": {"llama": 2}}}')
-    search.merge({"moe": {"kl_ours": 3}})
-    assert json.loads((tmp_path / "results.json").read_text()) == {
-        "proxy": 1,
-        "search": {"models": {"llama": 2, "moe": {"kl_ours": 3}}},
-    }
+    monkeypatch.setattr(search, "PAGE", tmp_path / "search.md")
+    (tmp_path / "search.md").write_text(f"before\n{search.BEGIN}\nold\n{search.END}\nbehind\n")
+    (tmp_path / "results.json").write_text('{"proxy": 1, "search": {"models": {"llama": {"kl_ours": 2}}}}')
+    search.merge({"moe": {"kl_ours": 3, "refusals_ours": 1, "date": "2026-11-23", "trials_heretic": 50}})
+    assert json.loads((tmp_path / "results.json").read_text())["proxy"] == 1
+    page = (tmp_path / "search.md").read_text()
+    assert page.startswith("before\n") and page.endswith("\nbehind\n") and "old" not in page
+    assert "| llama | ours | – | 2.000000 |" in page
+    assert "| moe | ours | 1 | 3.000000 |" in page
+    assert "| Heretic, 50 trials only |" in page
+    search.redraw()
+    assert (tmp_path / "search.md").read_text() == page
 
 
 def test_ones_own_prompts_are_split_for_a_real_model_and_no_right_answer_is_pretended(tmp_path: Path) -> None:

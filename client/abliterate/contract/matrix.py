@@ -11,7 +11,7 @@ import msgspec
 
 from abliterate.contract.errors import RecipeError
 from abliterate.contract.names import parse_name
-from abliterate.contract.recipe import Recipe, recipe_from_table, target_name
+from abliterate.contract.recipe import Recipe, recipe_with, target_name
 
 MOST_JOBS = 64
 
@@ -32,9 +32,9 @@ def expand(recipe: Recipe, source: str = "recipe") -> list[Recipe]:
         count *= len(values)
     if count > MOST_JOBS:
         raise RecipeError(f"{source}: the matrix makes {count} jobs", remedy=f"Keep it to {MOST_JOBS}")
-    plain = msgspec.to_builtins(msgspec.structs.replace(recipe, matrix={}))
+    plain = msgspec.structs.replace(recipe, matrix={})
     made = [
-        _one(plain, dict(zip((key for key, _ in axes), values, strict=True)), recipe, source)
+        _one(plain, dict(zip((key for key, _ in axes), values, strict=True)), source)
         for values in itertools.product(*(values for _, values in axes))
     ]
     names: set[str] = set()
@@ -58,11 +58,11 @@ def part_id(job_id: str, number: int) -> str:
     return encoded(time_of(job_id) << 80 | random)
 
 
-def _one(plain: dict[str, Any], values: dict[str, Any], recipe: Recipe, source: str) -> Recipe:
-    table = {key: dict(value) if isinstance(value, dict) else value for key, value in plain.items()}
-    for key, value in values.items():
-        _set(table, key, value, source)
-    made = recipe_from_table(table, f"{source}, matrix {_told(values)}")
+def _one(plain: Recipe, values: dict[str, Any], source: str) -> Recipe:
+    for key in values:
+        if (head := key.partition(".")[0]) in ("matrix", "schedule"):
+            raise RecipeError(f"{source}: matrix.{key}: {head} can't be varied", remedy="Leave it out")
+    made = recipe_with(plain, values, f"{source}, matrix {_told(values)}")
     varied = {key: value for key, value in values.items() if key not in ("model", "name")}
     marks = [f"{key.rpartition('.')[2]}-{_mark(value)}" for key, value in varied.items()]
     if "name" in values or not marks:
@@ -71,19 +71,6 @@ def _one(plain: dict[str, Any], values: dict[str, Any], recipe: Recipe, source: 
     tag = "-".join([base.tag, *marks])[:80]
     name = base.short().removesuffix(f":{base.tag}")
     return msgspec.structs.replace(made, name=parse_name(f"{name}:{tag}").short())
-
-
-def _set(table: dict[str, Any], key: str, value: Any, source: str) -> None:
-    head, _, rest = key.partition(".")
-    if head in ("matrix", "schedule"):
-        raise RecipeError(f"{source}: matrix.{key}: {head} can't be varied", remedy="Leave it out")
-    if not rest:
-        table[head] = value
-        return
-    inner = table.get(head)
-    if not isinstance(inner, dict):
-        raise RecipeError(f"{source}: matrix.{key}: no such key", remedy="`abliterate new` shows every key")
-    inner[rest] = value
 
 
 def _mark(value: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ from msgspec import Meta, field
 
 from abliterate.contract.errors import RecipeError
 from abliterate.contract.names import ModelName, abliterated_name, name_from_stem, parse_name
-from abliterate.contract.schema import Problem, build, raise_problems
+from abliterate.contract.schema import Problem, build, raise_problems, replaced
 from abliterate.contract.toml_source import parse_toml
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -25,15 +26,16 @@ Strength = Annotated[float, Meta(ge=0.0, le=10.0)]
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Line = Annotated[str, Meta(max_length=4096)]
+Lines = Annotated[list[Line], Meta(max_length=1000)]
 Layer = Annotated[float, Meta(ge=0.0, le=10_000.0)] | Annotated[int, Meta(ge=0, le=10_000)]
 
 
 class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[prompts]`: what is asked while measuring."""
 
-    harmful: Line | list[Line] = "builtin"
-    harmless: Line | list[Line] = "builtin"
-    atoms: list[Line] = field(default_factory=list)
+    harmful: Line | Lines = "builtin"
+    harmless: Line | Lines = "builtin"
+    atoms: Lines = field(default_factory=list)
     count: Count = 128
     seed: Seed = 0
     system: Line = ""
@@ -60,7 +62,7 @@ class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attention: Strength = 1.0
     mlp: Strength = 1.0
     norm: Literal["columns", "rows", "none"] = "columns"
-    layers: Line | list[Annotated[int, Meta(ge=0, le=10_000)]] = "all"
+    layers: Line | Annotated[list[Annotated[int, Meta(ge=0, le=10_000)]], Meta(max_length=1000)] = "all"
     kernel: Literal["constant", "linear", "gaussian", "trapezoid"] = "constant"
     center: Fraction = 0.5
     width: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.4
@@ -84,7 +86,7 @@ class Evaluate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: Annotated[int, Meta(ge=1, le=32_768)] = 128
     judge: Line = ""
     keep_answers: bool = False
-    suites: list[Line] = field(default_factory=list)
+    suites: Lines = field(default_factory=list)
 
 
 class Export(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,7 +113,7 @@ class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     window: Annotated[str, Meta(pattern=r"^$|^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")] = ""
     not_before: Line = ""
-    after: list[Line] = field(default_factory=list)
+    after: Lines = field(default_factory=list)
     when: Literal["any", "gpu-idle"] = "any"
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
     hold: bool = False
@@ -152,6 +154,16 @@ def recipe_from_table(table: dict[str, Any], source: str = "recipe", text: str =
         problems = _consistency(recipe)
     raise_problems(source, text, problems)
     assert recipe is not None
+    return recipe
+
+
+def recipe_with(recipe: Recipe, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """The recipe with other values at these dotted keys. Raises RecipeError that names every problem."""
+    problems: list[Problem] = []
+    for key, value in values.items():
+        recipe, found = replaced(recipe, key, value)
+        problems += found
+    raise_problems(source, "", problems or _consistency(recipe))
     return recipe
 
 

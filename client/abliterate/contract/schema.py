@@ -63,6 +63,20 @@ def build(
     return (None, problems) if problems else (kind(**values), [])
 
 
+def replaced(whole: T, path: str, raw: Any, prefix: str = "") -> tuple[T, list[Problem]]:
+    """`whole` with the value at the dotted `path` instead; only that value is converted."""
+    head, _, rest = path.partition(".")
+    field = next((field for field in _fields(type(whole)) if field.encode_name == head), None)
+    inner: Any = getattr(whole, field.name) if field is not None else None
+    if field is None or (rest and not isinstance(inner, msgspec.Struct)):
+        return whole, [Problem(f"{prefix}{path}", "no such key", "`abliterate new` shows every key")]
+    if rest:
+        value, found = replaced(inner, rest, raw, f"{prefix}{head}.")
+    else:
+        value, found = _convert(field.type, raw, f"{prefix}{head}", type(whole))
+    return (whole, found) if found else (msgspec.structs.replace(whole, **{field.name: value}), [])
+
+
 def raise_problems(source: str, text: str, problems: list[Problem]) -> None:
     """Raise one RecipeError that names every problem with its line; does nothing when there is none."""
     if not problems:

@@ -21,7 +21,7 @@ import msgspec
 import psutil
 from aiohttp import web
 
-from abliterate.contract.errors import AbliteratedError, ConflictError, NotFound, RecipeError
+from abliterate.contract.errors import AbliteratedError, ConflictError, DiskError, NotFound, RecipeError
 from abliterate.contract.messages import Clean, Cleaned, EngineView, ErrorBody, JobView, Status, Submit, Submitted
 from abliterate.contract.report import PAGE_FILE, REPORT_FILE
 from abliterate.contract.states import TERMINAL
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 BODY_LIMIT = 256 * 1024
 LOG_POLL_SECONDS = 0.2
+STATUS: tuple[tuple[type[AbliteratedError], int], ...] = ((NotFound, 404), (ConflictError, 409), (DiskError, 507))
 REPORTS = {"json": (REPORT_FILE, "application/json"), "html": (PAGE_FILE, "text/html")}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -217,14 +218,17 @@ class Control:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         try:
             await response.prepare(request)
+            seen = 0
             last = request.headers.get("Last-Event-ID") or request.query.get("after") or ""
             if last.isdigit():
                 for number, view in await self._desk.replay(int(last)):
                     await response.write(frame(number, view))
+                    seen = number
             await response.write(b": listening\n\n")
             while not self._stopping.is_set() and not listener.lost:
                 taken = await self._take(listener)
-                await response.write(b"".join(frame(number, view) for number, view in taken) or b": still here\n\n")
+                new = [frame(number, view) for number, view in taken if not 0 < number <= seen]
+                await response.write(b"".join(new) or b": still here\n\n")
         finally:
             self._events.leave(listener)
         return response
@@ -265,7 +269,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     except web.HTTPException as error:
         return _json(ErrorBody(error=error.reason, remedy="See the control API's reference"), status=error.status)
     except AbliteratedError as error:
-        status = 404 if isinstance(error, NotFound) else 409 if isinstance(error, ConflictError) else 400
+        status = next((code for kind, code in STATUS if isinstance(error, kind)), 400)
         return _json(ErrorBody(error=error.message, remedy=error.remedy, exit_code=error.exit_code), status=status)
     except (ConnectionError, asyncio.CancelledError):
         raise

@@ -71,5 +71,7 @@ def recipe_text() -> bytes:
 
 
 def _quoted(path: Path) -> str:
-    text = str(path)
-    return f"'{text}'" if "'" not in text and text.isprintable() else '"' + text.replace("\\", "\\\\") + '"'
+    """As a string of TOML."""
+    import tomli_w
+
+    return tomli_w.dumps({"p": str(path)}).removeprefix("p = ").rstrip("\n")

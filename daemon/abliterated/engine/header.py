@@ -150,7 +150,9 @@ def read_header(path: Path, *, keep: int = 64) -> Header:
         with path.open("rb") as file:
             return _read(_Reader(file, size, keep), size)
     except OSError as error:
-        raise ModelError(f"can't read {path.name}: {error.strerror}") from error
+        raise ModelError(
+            f"can't read {path.name}: {error.strerror}", remedy="Check that it is there and may be read"
+        ) from error
     except (struct.error, OverflowError, MemoryError, RecursionError) as error:
         raise ModelError(f"can't read the header of {path.name}: {error}", remedy="The file is damaged") from error
 

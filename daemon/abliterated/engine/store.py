@@ -276,4 +276,6 @@ def json_blob(store: Store, stored: Stored, kind: str, default: Any) -> Any:
     try:
         return json.loads(store.read(layers[-1]))
     except ValueError as error:
-        raise ModelError(f"the {kind} layer of {stored.name.short()} is no JSON: {error}") from error
+        raise ModelError(
+            f"the {kind} layer of {stored.name.short()} is no JSON: {error}", remedy="Create the model again"
+        ) from error

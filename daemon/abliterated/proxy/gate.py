@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 HELD_LIMIT: Final = 32 * 1024 * 1024  # of one request's body
 HELD_TOTAL: Final = 256 * 1024 * 1024  # of all that are held
-COUNTING_BYTES: Final = 200  # an answer's last words, which count its tokens, are longer than a token
+COUNTING_BYTES: Final = 100  # an answer's last words, which count its tokens, are longer than a token
 _CLOSE = re.compile(rb"\r\nconnection:[^\r]*\bclose\b", re.IGNORECASE)
 _EXPECT = re.compile(rb"(?<=\r\n)expect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 
