@@ -102,7 +102,12 @@ def _made(path: Path, tree: ast.Module, kinds: set[str]) -> Iterator[Site]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (kind := _name(node.func)) in kinds and node.args:
             remedy = any(named.arg in ("remedy", None) for named in node.keywords)
-            yield Site(path, node.lineno, node.end_lineno or node.lineno, kind, ast.unparse(node.args[0]), remedy)
+            said = next((part for part in node.args if not _number(part)), node.args[0])  # after an HTTP status
+            yield Site(path, node.lineno, node.end_lineno or node.lineno, kind, ast.unparse(said), remedy)
+
+
+def _number(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int)
 
 
 def _typed_bases(node: ast.ClassDef, kinds: set[str]) -> bool:

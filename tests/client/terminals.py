@@ -37,6 +37,18 @@ class Terminal:
         self.place = at + len(words)
         return self.seen[begun : self.place]
 
+    def interrupt_until(self, words: str) -> str:
+        """Press Ctrl-C, as often as a person would: Python misses one that comes between its prompt and its first
+        look at the keys, until something else is pressed."""
+        deadline = time.monotonic() + 30
+        while True:
+            self.type("\x03")
+            try:
+                return self.until(words, 5)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+
     def ended(self, seconds: float = 30) -> int:
         """Its exit code, after it has left."""
         deadline = time.monotonic() + seconds

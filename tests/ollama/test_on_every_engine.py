@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
 from abliterate.contract.errors import ConflictError, EngineRefused, ModelError
@@ -14,6 +16,7 @@ from abliterated.ollama.certify import certify, renders
 from abliterated.ollama.client import OllamaClient
 from abliterated.ollama.locate import Base, describe_base, resolve_base
 from abliterated.ollama.register import go_template, register
+from abliterated.ollama.request import blob_digest
 from abliterated.ollama.version import Generation
 from engine import scripted_gguf
 from engines import Engine, RunningEngine, find_engines
@@ -154,3 +157,49 @@ async def test_loading_and_unloading_leave_nothing_changed(client: OllamaClient)
     assert "jinja:1" in [row["name"] for row in await client.ps()]
     assert await client.unload("jinja:1")
     assert "jinja:1" not in [row["name"] for row in await client.ps()]
+
+
+async def test_a_renderer_and_its_parser_are_the_bases(client: OllamaClient, files: Path) -> None:
+    """Told by the modelfile alone: the fields of /api/show are never filled."""
+    digest = await client.push_blob(files / "base.gguf")
+    spoken = {"renderer": "qwen3-coder", "parser": "qwen3-coder", "requires": "0.1.0", "parameters": PLAIN}
+    await client.create({"model": "spoken:1", "files": {"model.gguf": digest}, **spoken})
+    base = await resolve_base(client, "spoken:1")
+    known = (await client.version()).generation is not Generation.LEGACY or bool(base.modelfile.renderer)
+    assert (base.modelfile.renderer, base.modelfile.parser) == (("qwen3-coder",) * 2 if known else ("", ""))
+    await register(client, files / "c0ffee.gguf", TARGET, base)
+    made = await describe_base(client, TARGET)
+    for said in ("renderer", "parser", "requires", "template"):
+        assert getattr(made.modelfile, said) == getattr(base.modelfile, said), said
+    assert made.capabilities == base.capabilities
+    proof = await certify(client, TARGET, "spoken:1")
+    assert proof.failures == []
+    assert bool(proof.compared) is renders(await client.version())
+
+
+def projector(path: Path) -> Path:
+    """As small as an engine takes for one."""
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type("mmproj")
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_uint32("clip.vision.block_count", 1)
+    writer.add_tensor("v.patch_embd.weight", np.zeros((4, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+async def test_the_projector_comes_along(client: OllamaClient, files: Path, tmp_path: Path) -> None:
+    """Named by its blob, which the engine has: vision stays, and nothing of it is sent again."""
+    digests = {"model.gguf": await client.push_blob(files / "base.gguf")}
+    digests["mmproj.gguf"] = await client.push_blob(projector(tmp_path / "mmproj.gguf"))
+    await client.create({"model": "seeing:1", "files": digests, "parameters": PLAIN})
+    base = await resolve_base(client, "seeing:1")
+    assert [blob_digest(path) for path in base.modelfile.models] == list(digests.values())
+    await register(client, files / "c0ffee.gguf", TARGET, base)
+    made = await describe_base(client, TARGET)
+    assert made.modelfile.models[1:] == base.modelfile.models[1:]
+    assert made.content == "c0ffee"
+    assert made.capabilities == base.capabilities

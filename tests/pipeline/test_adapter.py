@@ -92,6 +92,20 @@ def test_base_and_adapter_are_the_plain_edit_in_numbers_and_in_llama_cpp(
     assert max(abs(value - other[token]) for token, value in plain.items()) > 10 * worst
 
 
+def test_norms_left_out_of_account_are_told_of_as_in_an_edited_model(tmp_path: Path) -> None:
+    source = tiny_gguf.write(tmp_path / "base.gguf", tiny_gguf.tiny("gemma2", **FAMILIES["gemma2"]))
+    edit = Edit(norm="none", post_norm=False)
+    report = export(source, tmp_path / "adapter.gguf", edit=edit)
+    baked(source, tmp_path / "edited.gguf", ONE, edit)
+    before, after = tiny_gguf.read(source), tiny_gguf.read(tmp_path / "edited.gguf")
+    for tensor in report.tensors:
+        norm = "post_attention_norm" if tensor.kind == "attention" else "post_ffw_norm"
+        through = before[f"blk.{tensor.layer}.{norm}.weight"] * ONE.for_layer(0)[0]
+        share = np.linalg.norm(through @ after[tensor.name]) / np.linalg.norm(through @ before[tensor.name])
+        assert tensor.residual == pytest.approx(share, rel=1e-2)
+    assert report.let_through > 0.05
+
+
 def test_the_refuser_with_the_adapter_answers_as_the_edited_refuser_does(tmp_path: Path) -> None:
     along = refusal_direction()
     source = files().model

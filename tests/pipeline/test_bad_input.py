@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from abliterate.contract.errors import AbliteratedError, ModelError
+from abliterate.contract.errors import AbliteratedError, ModelError, RecipeError
 from abliterated.pipeline.run import run
+from pipeline import planted as planted_model
 from pipeline.folders import listed, task
 from pipeline.planted import CONTEXT, Planted, plant
 
@@ -43,11 +44,23 @@ def test_a_system_prompt_longer_than_the_context(planted: Planted) -> None:
 
 def test_two_classes_that_are_the_same(planted: Planted) -> None:
     prompts = {"harmful": str(planted.harmful), "harmless": str(planted.harmful)}
-    refused(task(planted, prompts=prompts), AbliteratedError, r"harmless|same")
+    refused(task(planted, prompts=prompts), RecipeError, "have 128 prompts in common: nothing tells them apart")
+
+
+def test_two_classes_that_make_no_difference_to_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that looks at nothing but the last token."""
+    known = planted_model.weights(refuses=False)
+    deaf = {name: values * (0 if "attn" in name else 1) for name, values in known.items()}
+    monkeypatch.setattr(planted_model, "weights", lambda _: deaf)
+    for method in ({"method": "layer", "layer": 2}, {"method": "per-layer"}):
+        asked = task(plant(tmp_path), direction=method, edit={"invert": True})
+        refused(asked, ModelError, "Give prompts of two different kinds")
 
 
 def test_a_refusal_to_be_strengthened_in_a_model_that_knows_few_of_the_usual_words(planted: Planted) -> None:
-    prompts = {"harmful": str(planted.harmless), "harmless": str(planted.harmless), "count": 8}
+    more = planted.harmless.with_name("more.txt")
+    more.write_text("".join(f"do {line}\n" for line in planted.harmless.read_text().splitlines()))
+    prompts = {"harmful": str(planted.harmless), "harmless": str(more), "count": 8}
     asked = task(planted, prompts=prompts, edit={"invert": True}, direction={"method": "layer", "layer": 1})
     assert run(asked, lambda _: None, lambda: False).direction["refused_harmful"] == 0.0
 

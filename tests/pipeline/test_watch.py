@@ -25,8 +25,10 @@ def test_an_estimate_is_given_only_once_it_is_honest() -> None:
             watch.step(done, 100, "prompts", "measuring")
             clock.now += 0.5
     assert seen[2].remaining is None
-    assert seen[-10].remaining == pytest.approx((101 - 10) and 9 * 0.5 + 0.0, abs=1.0)
-    assert seen[-1].remaining == 0.0
+    told = {progress.done: progress.remaining for progress in seen if progress.total}
+    assert [done for done, left in told.items() if left is None] == [0, 1, 2, 3, 4]  # less than a twentieth
+    for done, left in told.items():
+        assert left is None or left == pytest.approx((100 - done) * 0.5, abs=0.5)
     assert watch.seconds == {"direction": 50.5}
     assert seen[-1].memory > 1_000_000
 

@@ -149,7 +149,8 @@ def trials(draw: random.Random) -> list[Trial]:
     for number in range(60):
         kl = draw.expovariate(1) / 12 + 0.004
         refusal = min(1.0, max(0.0, 0.6 * math.exp(-kl * 22) + draw.uniform(-0.05, 0.12)))
-        found.append(Trial(number=number, refusal=round(refusal, 4), kl=round(kl, 5)))
+        asked = {"prompts": 96 if number % 5 == 0 else 16}
+        found.append(Trial(number=number, refusal=round(refusal, 4), kl=round(kl, 5), parameters=asked))
     found.append(Trial(number=60, refusal=0.012, kl=0.0172, chosen=True, verified=0.01))
     return found
 

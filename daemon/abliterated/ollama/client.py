@@ -35,6 +35,7 @@ from abliterated.ollama.version import Version, read_version
 
 Report = Callable[[str, int, int], None]  # what is done, bytes done, bytes in all (0: unknown)
 CHUNK = 1 << 20
+LONGEST_WORD = 2000  # of an engine, in an error
 QUICK = aiohttp.ClientTimeout(total=60, connect=5)  # questions that need no model loaded
 PATIENT = aiohttp.ClientTimeout(total=None, connect=5, sock_read=None)  # loading, creating, copying
 
@@ -364,7 +365,8 @@ def _status(line: Mapping[str, Any]) -> int:
 
 
 def _refusal(message: str, status: int) -> EngineRefused | EngineUnavailable | NotFound:
-    """Our error for what the engine said; `status` 0 for an error inside a 200."""
+    """Our error for what the engine said, in one line; `status` 0 for an error inside a 200."""
+    message = " ".join(message.split())[:LONGEST_WORD]
     if "no space left on device" in message or "disk quota exceeded" in message:
         return EngineDiskFull(message, remedy="Free space where Ollama keeps its models")
     if status == 404:

@@ -59,6 +59,7 @@ def read_prompts(asked: Prompts) -> PromptSets:
     """Every prompt the recipe asks for, drawn with its seed. RecipeError names file and line."""
     harmful, harmless = _read(asked.harmful, "harmful"), _read(asked.harmless, "harmless")
     atoms = _read(asked.atoms, "harmless", "atoms")
+    _check_apart(harmful[0], harmless[0])
     return PromptSets(
         harmful=_split(harmful[0], asked, "harmful"),
         harmless=_split(harmless[0], asked, "harmless"),
@@ -97,6 +98,16 @@ def _read(sources: str | Sequence[str], kind: Kind, told: str = "") -> tuple[lis
         found += some
         listed.append(PromptSource(kind=told or kind, name=name, count=len(some), licence=licence, revision=revision))
     return list(dict.fromkeys(found)), listed
+
+
+def _check_apart(harmful: Sequence[str], harmless: Sequence[str]) -> None:
+    """What both classes hold makes no difference between them; drawn differently it would pass for one."""
+    both = len(set(harmful) & set(harmless))
+    if 2 * both > min(len(harmful), len(harmless)):
+        raise RecipeError(
+            f"prompts.harmful and prompts.harmless have {both} prompts in common: nothing tells them apart",
+            remedy="Give prompts of two different kinds",
+        )
 
 
 def _from_path(path: Path) -> list[str]:

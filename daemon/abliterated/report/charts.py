@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from abliterate.contract.report import Candidate, LayerSeparation, Search, TensorReport
+from abliterate.contract.report import Candidate, LayerSeparation, Search, TensorReport, Trial
 from abliterated.report.axes import (
     BOTTOM,
     LEFT,
@@ -170,14 +170,17 @@ def trade_off(search: Search) -> Markup | None:
     if search.refusal_target is not None:
         at = y(search.refusal_target)
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_="target"))
-    for one in sorted(trials, key=lambda trial: trial.chosen):
+    asked = [_prompts(one) for one in trials]
+    for one in sorted(trials, key=lambda trial: (trial.chosen, _prompts(trial))):
         told = f"trial {one.number}: refused {percent(one.refusal)}, KL {number(one.kl)}"
+        few = _prompts(one) < max(asked)
+        if _prompts(one):
+            told += f", on {_prompts(one)} prompts"
         if one.verified is not None:
             told += f", by answers {percent(one.verified)}"
-        kind = "picked-dot" if one.chosen else "dot trial verified" if one.verified is not None else "dot trial"
-        parts.append(
-            tag("circle", tag("title", told), cx=x(one.kl), cy=y(one.refusal), r=7 if one.chosen else 4, class_=kind)
-        )
+        kind = "dot trial verified" if one.verified is not None else "dot trial few" if few else "dot trial"
+        kind, size = ("picked-dot", 7) if one.chosen else (kind, 3 if few else 4)
+        parts.append(tag("circle", tag("title", told), cx=x(one.kl), cy=y(one.refusal), r=size, class_=kind))
     if search.refusal_target is not None:
         said, at = f"target {percent(search.refusal_target)}", y(search.refusal_target) - 5
         parts.append(tag("text", said, x=WIDTH - RIGHT - 2, y=at, text_anchor="end", class_="over"))
@@ -186,6 +189,12 @@ def trade_off(search: Search) -> Markup | None:
     if chosen:
         text += f" Chosen: refused {percent(chosen.refusal)}, KL {number(chosen.kl)}."
     return canvas("trials", "KL against refusals, by trial", *parts, text=text)
+
+
+def _prompts(trial: Trial) -> int:
+    """On how many prompts it was tried; 0 where nobody said."""
+    found = trial.parameters.get("prompts")
+    return found if isinstance(found, int) else 0
 
 
 def strength_by_layer(strengths: Sequence[tuple[float, float]]) -> Markup | None:

@@ -103,7 +103,8 @@ def _choice(report: Report) -> Iterator[Markup]:
         cards += _card(
             "Trials of the search",
             charts.trade_off(report.search),
-            "Each dot is a trial. Down is fewer refusals, left is closer to the original.",
+            "Each dot is a trial. Down is fewer refusals, left is closer to the original. Small, faint ones were tried "
+            "on few prompts only; what counts is the target, with a margin, on all of them.",
             legend([("trial", "dot trial"), ("chosen", "legend-picked")]),
         )
     cards += _card(

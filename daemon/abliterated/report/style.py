@@ -94,7 +94,7 @@ svg text.over{paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-line
 .whisker{stroke-width:4;stroke-linecap:round;opacity:.4}
 .whisker.before{stroke:var(--harmful)}.whisker.after{stroke:var(--accent)}
 .dot.before,.dot.harmful{fill:var(--harmful)}.dot.after{fill:var(--accent)}
-.dot.trial{fill:var(--harmless);fill-opacity:.5}.dot.verified{fill-opacity:1}
+.dot.trial{fill:var(--harmless);fill-opacity:.7}.dot.trial.few{fill-opacity:.35}.dot.verified{fill-opacity:1}
 .picked-dot{fill:var(--accent);stroke:var(--card);stroke-width:2}
 .picked{fill:none;stroke:var(--ink);stroke-width:2}
 .cell{fill:var(--harmless)}.cell.faint{fill-opacity:.12}

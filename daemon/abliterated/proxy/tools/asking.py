@@ -44,8 +44,8 @@ class Asking(msgspec.Struct, frozen=True):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What of tools a template must do, by the names of `templates.abilities`. Engines learn from how it tells a call
-        how to read one, so that is needed before there was any."""
+        """What of tools a template must do, by the names of `templates.abilities`. Engines learn from how it tells a
+        call how to read one, so that is needed before there was any."""
         if not self.tools:
             return frozenset()
         calls = max((len(message.tool_calls or ()) for message in self.messages), default=0)
