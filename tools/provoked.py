@@ -3,19 +3,21 @@
 python tools/provoked.py [PYTEST ARGUMENTS]      a run, then the list (the suite takes its usual time)
 python tools/provoked.py --keep FILE [...]       the same, added to what earlier runs left in FILE
 
-Every place where a typed error is made is found in the source; where one was made is noted as the tests run, in the
-processes they start too, as far as those are given this environment. Does not know what a message should say.
+Every place where a typed error is made is found in the source; where one was made is noted as the tests run, in every
+process of this environment's Python, by a .pth file that is there as long as the run. Does not know what a message
+should say.
 """
 
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +50,7 @@ def note(base):
         if place not in seen:
             seen.add(place)
             try:
-                file = os.open(os.environ["PROVOKED_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                file = os.open("@LOG@", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
                 os.write(file, place.encode())
                 os.close(file)
             except OSError:
@@ -56,8 +58,7 @@ def note(base):
         plain(self, *arguments, **named)
     base.__init__ = made
 
-if os.environ.get("PROVOKED_LOG"):
-    sys.meta_path.insert(0, Finder())
+sys.meta_path.insert(0, Finder())
 """
 
 
@@ -73,6 +74,7 @@ class Site:
     remedy: bool
 
 
+@cache
 def sites() -> list[Site]:
     """Every one, by file and line."""
     trees = {path: ast.parse(path.read_text()) for folder in SOURCES for path in sorted(folder.rglob("*.py"))}
@@ -82,17 +84,16 @@ def sites() -> list[Site]:
 
 def typed(trees: dict[Path, ast.Module]) -> set[str]:
     """The names of the typed errors."""
+    classes = [
+        (node.name, {_name(base) for base in node.bases})
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    ]
     known = {BASE}
-    while True:
-        more = {
-            node.name
-            for tree in trees.values()
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ClassDef) and any(_name(base) in known for base in node.bases)
-        }
-        if more <= known:
-            return known
+    while more := {name for name, bases in classes if bases & known} - known:
         known |= more
+    return known
 
 
 def _made(path: Path, tree: ast.Module, kinds: set[str]) -> Iterator[Site]:
@@ -137,9 +138,15 @@ def main() -> int:
         log = Path(folder) / "log"
         if arguments[:1] == ["--keep"]:
             log, arguments = Path(arguments[1]).absolute(), arguments[2:]
-        (Path(folder) / "sitecustomize.py").write_text(HOOK)
-        here = os.environ | {"PYTHONPATH": folder, "PROVOKED_LOG": str(log)}
-        code = subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=ROOT, env=here).returncode
+        hook = Path(folder) / "hook.py"
+        hook.write_text(HOOK.replace("@LOG@", str(log)))
+        line = f"import os; exec(open({str(hook)!r}).read() if os.path.exists({str(hook)!r}) else '', {{}})\n"
+        door = Path(sysconfig.get_path("purelib")) / "provoked.pth"
+        door.write_text(line)
+        try:
+            code = subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=ROOT).returncode
+        finally:
+            door.unlink(missing_ok=True)
         left, every = silent(log), len(sites())
     for site in left:
         sys.stdout.write(f"{site.path.relative_to(ROOT)}:{site.first}: {site.kind}: {site.text}\n")

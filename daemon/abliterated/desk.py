@@ -222,7 +222,7 @@ def _replayed(journal: Journal, after: int) -> tuple[list[tuple[int, str]], dict
 
 def _remove_unknown(jobs: Path, known: set[str]) -> None:
     for folder in jobs.iterdir():
-        if folder.is_dir() and ULID.fullmatch(folder.name) and folder.name not in known:
+        if folder.name not in known and ULID.fullmatch(folder.name) and folder.is_dir():
             shutil.rmtree(folder, ignore_errors=True)
 
 

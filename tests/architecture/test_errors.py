@@ -51,9 +51,9 @@ def test_every_kind_of_error_has_a_code_and_a_class_of_its_own() -> None:
 
 
 def test_what_a_run_provoked_is_seen_in_processes_it_starts_too(tool: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(tool.HOOK)
     log = tmp_path / "log"
-    here = {"PYTHONPATH": str(tmp_path), "PROVOKED_LOG": str(log), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    (tmp_path / "sitecustomize.py").write_text(tool.HOOK.replace("@LOG@", str(log)))
+    here = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     program = Path(sys.executable).with_name("abliterate")
     told = subprocess.run([str(program), "check", "none.toml"], env=here, cwd=tmp_path, capture_output=True, text=True)
     assert told.returncode == 7, told.stderr

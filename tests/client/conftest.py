@@ -29,7 +29,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """Nothing of this user's: a configuration of our own, no colours, no terminal's width."""
     config = tmp_path / "config.toml"
     config.write_text(f'[paths]\nstate = "{tmp_path}/state"\n[control]\nsocket = "{tmp_path}/control.sock"\n')
-    kept = {key: value for key, value in os.environ.items() if key in ("PATH", "LANG", "PYTHONPATH", "PROVOKED_LOG")}
+    kept = {key: value for key, value in os.environ.items() if key in ("PATH", "LANG")}
     return kept | {"ABLITERATED_CONFIG": str(config), "HOME": str(tmp_path), "PYTHONUTF8": "1"}
 
 

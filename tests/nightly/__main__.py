@@ -260,6 +260,11 @@ PROOFS = (
 )
 
 
+def known() -> dict[str, Figures]:
+    """The figures so far; read anew each time, for proofs may be made side by side."""
+    return json.loads(FIGURES.read_text())["proofs"] if FIGURES.exists() else {}
+
+
 def page(found: dict[str, Figures]) -> str:
     """docs/reliability.md."""
     lines = [
@@ -315,7 +320,6 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="only write the page")
     options = parser.parse_args()
     os.environ["PYTHONPATH"] = str(ROOT / "tests")
-    found: dict[str, Figures] = json.loads(FIGURES.read_text())["proofs"] if FIGURES.exists() else {}
     code = 0
     for proof in () if options.page else PROOFS:
         if options.names and proof.name not in options.names:
@@ -326,11 +330,11 @@ def main() -> int:
         sys.stdout.write(f"{'ok  ' if holds else 'FAIL'} {proof.name}: {proof.told(figures)}\n")
         sys.stdout.flush()
         if not options.quick:
-            found[proof.name] = figures
+            found = known() | {proof.name: figures}
             told = {"python": platform.python_version(), "system": platform.platform(terse=True), "proofs": found}
             FIGURES.write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
     if not options.quick:
-        PAGE.write_text(page(found))
+        PAGE.write_text(page(known()))
     return code
 
 

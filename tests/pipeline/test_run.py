@@ -174,7 +174,7 @@ def test_a_model_that_refuses_nothing_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_model_that_refuses_everything_is_said_to(planted: Planted) -> None:
     swapped = Planted(planted.path, planted.harmful, planted.harmful.with_name("more.txt"))
-    swapped.harmless.write_text(planted.harmful.read_text().replace("please", "do please"))
+    swapped.harmless.write_text("".join(f"do {line}\n" for line in planted.harmful.read_text().splitlines()))
     with pytest.raises(ModelError, match="refuses 100% of the harmless prompts"):
         go(task(swapped))
 
@@ -222,7 +222,7 @@ def test_the_refuser_stops_refusing(tmp_path: Path) -> None:
     shipped = files()
     model = Planted(tmp_path / "refuser.gguf", shipped.harmful, shipped.harmless)
     model.path.write_bytes(shipped.model.read_bytes())
-    result = go(task(model, evaluate={"tokens": 64}))
+    result = go(task(model, evaluate={"tokens": 64, "prompts": 40}))
     assert result.metrics["refusal_before"] >= 0.95
     assert result.metrics["refusal_after"] <= 0.05
     assert result.metrics["harmless_exact"] >= 0.95

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import socket
 from collections.abc import Iterator
@@ -315,3 +316,24 @@ def test_a_certificate_that_says_tools_are_lost_is_believed(lamp: Double) -> Non
         assert http.post("/api/chat", json=body).json() == {"told": "as it is"}
         assist.trust(MODEL, tools=False)
         assert http.post("/api/chat", json=body).json()["message"]["content"] == "Hello there"
+
+
+def test_thoughts_in_the_history_reach_the_prompt_only_where_that_is_opted_for(lamp: Double) -> None:
+    template = TEMPLATE.replace("{{ message.content }}", "{{ message.reasoning_content or '' }}{{ message.content }}")
+    lamp.gguf = str(write_gguf(Path(lamp.gguf).with_name("remembers.gguf"), template))
+    lamp.capabilities = ["completion", "tools", "thinking"]
+    talk = [*HELLO, {"role": "assistant", "content": "Hm.", "thinking": "Deep thought"}, *HELLO]
+    body = {"model": MODEL, "messages": talk, "stream": False}
+    with helped(url(lamp), more=frozenset({"thinking_history"})) as (running, _), client(running) as http:
+        assert http.post("/api/chat", json=body).json()["message"]["content"] == "Hello there"
+    assert "Deep thoughtHm." in lamp.bodies("/api/generate")[-1]["prompt"]
+    with helped(url(lamp)) as (running, _), client(running) as http:
+        assert http.post("/api/chat", json=body).json() == {"told": "as it is"}
+
+
+def test_forty_requests_at_once_each_get_their_own_answer(lamp: Double, front: Running) -> None:
+    lamp.says = [*CALL]
+    with client(front) as http, concurrent.futures.ThreadPoolExecutor(40) as pool:
+        asked = [pool.submit(DIALECTS[api], http, MODEL, HELLO, [TOOL], stream, None) for api, stream in WAYS * 5]
+        answers = [one.result(30) for one in asked]
+    assert answers == [Answer("Let me see.", "", [("get_weather", {"city": "Paris", "days": 3})])] * 40
