@@ -11,8 +11,11 @@ import argparse
 import asyncio
 import contextlib
 import math
+import re
 import statistics
+import subprocess
 import sys
+from pathlib import Path
 
 from abliterated.proxy.server import new_event_loop
 from bench import proxy_bars as bars
@@ -147,16 +150,33 @@ def _tell(rows: list[bars.Row], figures: dict[str, object] | None = None) -> boo
     return all(row.good for row in rows)
 
 
+def transparency() -> list[bars.Row]:
+    """The differential tests' own word: exchanges recorded directly and through the proxy."""
+    folder = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/proxy/test_transparency.py"]
+    told = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+    counted = {what: int(count) for count, what in re.findall(r"(\d+) (passed|failed|error)", told)}
+    same = counted.get("passed", 0)
+    return [
+        bars.Row("exchanges byte-identical, share of them", same / max(sum(counted.values()), 1), "==", 1),
+        bars.Row("exchanges compared", same, ">=", 200),
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-proxy", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument(
-        "--part", choices=("figures", "assist", "registering", "restarts", "soak"), help="one part of it"
+        "--part",
+        choices=("transparency", "figures", "assist", "registering", "restarts", "soak"),
+        help="one part of it",
     )
     parser.add_argument("--restarts", type=int, default=40, metavar="N", help="restarts under load (default 40)")
     parser.add_argument("--soak", type=float, default=2.0, metavar="MINUTES", help="mixed load with faults (default 2)")
     options = parser.parse_args()
     good = True
+    if options.part in (None, "transparency"):
+        good = _tell(transparency()) and good
     if options.part in (None, "figures"):
         found = measure(options.quick)
         sys.stdout.write(table(found) + "\n")

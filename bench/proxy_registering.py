@@ -1,5 +1,5 @@
 """The proxy in the daemon's own process while a 2 GB model goes to the engine from there, as registration does it:
-hashed and uploaded again and again, beside the same proxy with nothing else to do.
+hashed and uploaded again and again, by turns with nothing else to do.
 
 The machine's processors are shared by all (the loads, the engine's stand-in): what the upload takes from those is not
 the proxy's, but is in the figures. Does not know what registration asks besides.
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
@@ -24,21 +25,31 @@ SIZE = 2 << 30
 
 
 def serve_registering(port: int, upstream: int, model: str) -> None:
-    """`model` "": nothing is registered."""
+    """`model` is registered while it has a file beside it called `now`."""
+    path = Path(model)
+    wanted = path.with_name("now")
 
-    async def register() -> None:
-        path = Path(model)
+    async def once() -> None:
         async with OllamaClient(f"http://127.0.0.1:{upstream}") as client:
             while True:
-                digest = await asyncio.to_thread(hash_file, path)
-                await client.push_blob(path, digest)
+                await client.push_blob(path, await asyncio.to_thread(hash_file, path))
+
+    async def register() -> None:
+        while True:
+            while not wanted.exists():
+                await asyncio.sleep(0.05)
+            task = asyncio.create_task(once())
+            while wanted.exists():
+                await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def main() -> None:
         proxy = Proxy(f"127.0.0.1:{port}", f"http://127.0.0.1:{upstream}", steering=Steering(observe=True))
         proxy.assistant = servers.no_help
         proxy.arm()
         await proxy.start()
-        await (register() if model else asyncio.Event().wait())
+        await register()
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(main())
@@ -72,21 +83,19 @@ def measure(quick: bool) -> list[Row]:
         model = Path(folder, "model.gguf")
         with model.open("wb") as file:
             file.truncate((SIZE >> 3) if quick else SIZE)
-        engines = {name: servers.free_port() for name in found}
-        for port in engines.values():
-            stack.enter_context(servers.process(serve_engine, port, port=port))
-        paths = {}
-        for name, engine in engines.items():
-            port = servers.free_port()
-            given = str(model) if name == "busy" else ""
-            pid = stack.enter_context(servers.process(serve_registering, port, engine, given, port=port))
-            paths[name] = (port, pid, engine)
+        engine, port = servers.free_port(), servers.free_port()
+        stack.enter_context(servers.process(serve_engine, engine, port=engine))
+        pid = stack.enter_context(servers.process(serve_registering, port, engine, str(model), port=port))
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             for _ in range(3 if quick else 8):
-                for name, (port, pid, engine) in paths.items():
-                    row = found[name]
-                    row.setdefault("get_p50_us", []).append(loads.latency(port, 0.3))
-                    row.setdefault("requests_per_second_64", []).append(runner.run(loads.throughput(port, pid, 0.3))[0])
+                for name, row in found.items():
+                    if name == "busy":
+                        model.with_name("now").touch()
+                    else:
+                        model.with_name("now").unlink(missing_ok=True)
+                    time.sleep(1.0)  # hashing and sending go by turns; both are met
+                    row.setdefault("get_p50_us", []).append(loads.latency(port, 1.0))
+                    row.setdefault("requests_per_second_64", []).append(runner.run(loads.throughput(port, pid, 1.0))[0])
                     lost = sorted(loads.disconnects(port, engine, 30))
                     row.setdefault("disconnect_ms", []).append(lost[-1])
     idle, busy = ({key: median(values) for key, values in found[name].items()} for name in ("idle", "busy"))

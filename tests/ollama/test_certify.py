@@ -174,7 +174,7 @@ async def test_nothing_stays_loaded_that_was_not(fake: FakeOllama, client: Ollam
 
 async def test_in_a_process_of_its_own_it_says_the_same(fake: FakeOllama) -> None:
     proof = await certify_apart(fake.url, "new:1", "base:1")
-    assert len(proof.compared) == 6 and proof.seconds < 5
+    assert len(proof.compared) == 6 and proof.seconds < 30  # the bar is make bench's business
     with pytest.raises(NotFound):
         await certify_apart(fake.url, "none:1")
     fake.faults["GET /api/version"] = [reset] * 4

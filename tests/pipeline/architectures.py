@@ -94,6 +94,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "seed_oss": {}, "smollm3": {}, "stablelm": {}, "starcoder2": {}, "vaultgemma": {}, "xglm": {},
 }  # fmt: skip
 
+# Those with norms between their writers and the stream.
+NORMED = (
+    "afmoe", "exaone4", "flex_olmo", "gemma2", "gemma3_text", "gemma4_text", "glm4", "olmo2", "olmo3",
+)  # fmt: skip
+
 
 def tiny(family: str) -> Any:
     """A random model of the family, with norms and biases that are not what they start as."""

@@ -13,12 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from abliterate.contract.errors import Cancelled, ConflictError, ModelError
-from abliterate.contract.recipe import Edit
+from abliterate.contract.recipe import Edit, Run
 from abliterated.pipeline.checkpoint import edit_checkpoint
 from abliterated.pipeline.checkpoint_writers import checkpoint_census
+from abliterated.pipeline.contributions import find_contributions
 from abliterated.pipeline.directions import direction
 from abliterated.pipeline.edit import edit_matrix
+from abliterated.pipeline.loading import Loaded, load_model
 from abliterated.pipeline.safetensors_file import read_config, read_shards
+from abliterated.pipeline.source import open_source
+from abliterated.pipeline.watch import Watch
 from abliterated.pipeline.writers import gguf_census
 from pipeline import architectures
 from pipeline.gguf_names import architecture_of, gguf_names
@@ -86,13 +90,33 @@ def test_no_writer_moves_the_stream_along_the_direction(family, tmp_path):
     same_writers_by_their_gguf_names(family, tmp_path / "base")
 
 
+@pytest.mark.parametrize("family", architectures.NORMED)
+def test_the_norms_behind_writers_are_those_a_forward_pass_shows(family, tmp_path):
+    """What a layer adds to its input, looked at from outside, names the same norms as the census does."""
+    source = open_source(saved(family, tmp_path / "base"))
+    writers = census_of(source.path).writers
+    named = {writer.gains[0].removesuffix(".weight") for writer in writers if writer.gains}
+    assert named
+    model = load_model(source, Run(dtype="float32"), Watch())
+    names = {module: name for name, module in model.named_modules()}
+    loaded = Loaded(source, model, None, torch.device("cpu"))
+    seen = find_contributions(loaded, tuple(range(3, 20))).layers
+    assert {names[part.module] for layer in seen for part in layer if part.gain is not None} == named
+
+
+def census_of(folder):
+    shapes = {tensor.name: tensor.shape for shard in read_shards(folder) for tensor in shard.tensors}
+    return checkpoint_census(read_config(folder), shapes).census
+
+
 def same_writers_by_their_gguf_names(family, folder):
     """The census of the GGUF llama.cpp would make finds the same tensors, behind the same norms."""
+    ours = {writer.name: writer for writer in census_of(folder).writers}
+    assert any(writer.gains for writer in ours.values()) is (family in architectures.NORMED)
     architecture = architecture_of(family)
     if not architecture:
         return
     shapes = {tensor.name: tensor.shape for shard in read_shards(folder) for tensor in shard.tensors}
-    ours = {writer.name: writer for writer in checkpoint_census(read_config(folder), shapes).census.writers}
     names = gguf_names(architecture, shapes, frozenset(name for name, writer in ours.items() if writer.turned))
     theirs = gguf_census(architecture, architectures.WIDTH, architectures.LAYERS, dict(names.values())).writers
     assert {names[name][0] for name in ours} == {writer.name for writer in theirs}

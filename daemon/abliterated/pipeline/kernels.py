@@ -93,6 +93,10 @@ class Space:
         second = (self.positions.index(position) + 0.5) / len(self.positions)
         return (first, second, 0.3, lean, *_coordinates(attention), *_coordinates(mlp))
 
+    def weaker(self, point: Point, attention: float, mlp: float) -> Point:
+        """The point that means the same, but for kernels so much lower."""
+        return (*point[:4], point[4] * attention, *point[5:8], point[8] * mlp, *point[9:])
+
     def vectors(self, parameters: Parameters, directions: Float64, layers: int) -> Float64:
         """The directions to remove, (1 or layers, 1, hidden), of all read (depth, positions, hidden)."""
         by_layer = directions[:, self.positions.index(parameters.position)]

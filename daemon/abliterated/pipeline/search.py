@@ -29,6 +29,11 @@ GOES_ON: Final = (1.0, 0.34, 0.2)
 # A prompt counts as safe where the model would refuse it with less than one chance in ten.
 MARGIN: Final = 2.197
 FINALISTS: Final = 3
+# How much weaker than the best the last ones are, attention and MLP: as far as the target lets them.
+WEAKER: Final = (
+    (0.96, 0.96), (0.92, 0.92), (0.88, 0.88), (0.84, 0.84), (0.78, 0.78), (0.7, 0.7),
+    (0.9, 1.0), (0.8, 1.0), (0.6, 1.0), (1.0, 0.9), (1.0, 0.8),
+)  # fmt: skip
 # Writers are weighed alone, in a deep model in so many groups of layers; below this KL harm is rounding.
 BANDS: Final = 16
 LEAST_HARM: Final = 1e-7
@@ -107,6 +112,10 @@ class Search:
             points = [one.point for one in self._sorted() if one.point is not None]
             left = 1.0 - len(self.tried) / count
             number = min(GENERATION, count - len(self.tried))
+            if points and len(self.tried) + number == count:
+                weaker = [self.space.weaker(points[0], *by) for by in WEAKER[:number]]
+                self._generation(weaker, count, rounds=ROUNDS[-1:])
+                break
             points = near(points, number, self.seed, generation, left) if points else spread(number, self.seed)
             self._generation(points, count)
         best = self._sorted()[:FINALISTS]
@@ -163,13 +172,14 @@ class Search:
     def _sorted(self) -> list[Tried]:
         return sorted(self.tried, key=lambda one: (one.rank(self.target), one.number))
 
-    def _generation(self, points: Sequence[Point | None], count: int) -> None:
-        """Try them all on few prompts, and the better ones on more."""
+    def _generation(self, points: Sequence[Point | None], count: int, rounds: Sequence[int] = ROUNDS) -> None:
+        """Try them all on few prompts, and the better ones on more; the last of the rounds is that on all."""
         changes = [self._change(point) for point in points]
         first = len(self.tried)
         going = list(range(len(points)))
         found: list[Tried | None] = [None] * len(points)
-        for round_, (prompts, share) in enumerate(zip(ROUNDS, GOES_ON, strict=True)):
+        for prompts, share in zip(rounds, GOES_ON, strict=False):
+            round_ = ROUNDS.index(prompts)
             going = going[: max(1, round(len(points) * share))]
             message = f"trying strengths, {first + len(points)} of {count}"
             scores = self._scored(points, going, [changes[at][0] for at in going], prompts, message)

@@ -56,7 +56,7 @@ def test_each_dialect_is_read_in_pieces_of_every_size(said: Said, size: int) -> 
     assert read(reader_of(said), parts) == (said.content, said.thinking, said.calls)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(said=st.sampled_from(READ), cuts=CUTS)
 def test_where_it_is_cut_makes_no_difference(said: Said, cuts: list[int]) -> None:
     assert read(reader_of(said), split(said.text, cuts)) == (said.content, said.thinking, said.calls)
@@ -70,7 +70,7 @@ def test_what_only_looks_like_a_call_is_text(text: str, dialect: Dialect) -> Non
         assert read(Reader((dialect,), None, INDEX), parts) == (text, "", [])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     dialect=st.sampled_from(list(all_dialects())),
     text=st.lists(st.sampled_from(BITS), max_size=30).map("".join),
@@ -153,7 +153,7 @@ def test_a_call_without_end_costs_bounded_time_and_memory_and_is_text_in_the_end
     text = mark + '\n{"name": "get_weather", "arguments": {"city": "' + "a" * LONGEST_CALL
     reader = Reader((dialect,), None, INDEX)
     began = time.process_time()
-    parts = [text[at : at + 64] for at in range(0, len(text), 64)]
+    parts = [text[at : at + 512] for at in range(0, len(text), 512)]
     content, _, calls = read(reader, parts)
     assert (content, calls) == (text, [])
     assert time.process_time() - began < 5

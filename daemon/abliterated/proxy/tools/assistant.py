@@ -9,6 +9,7 @@ Does not know: the relay (it meets it in `proxy.assist` only), jobs, registratio
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 Help = Literal["off", "needed", "any", "always"]
 More = Literal["tool_choice", "parallel_tool_calls", "thinking_history"]
+_LONG: Final = 1 << 18
 _PASSED_ON: Final = frozenset({b"host", b"origin", b"authorization", b"user-agent"})
 _PASSED_BACK: Final = ("access-control-", "vary", "www-authenticate")
 
@@ -77,7 +79,10 @@ class Assist:
         if asked.head.minor == 0 or not self._might_matter(asked.content):
             return False
         try:
-            asking = asks.read(asked.route, asked.content)
+            if len(asked.content) > _LONG:  # images, mostly: nobody else shall wait for that
+                asking = await asyncio.to_thread(asks.read, asked.route, asked.content)
+            else:
+                asking = asks.read(asked.route, asked.content)
         except Refused:
             return False  # the engine says it better
         if asking.peculiar:

@@ -20,7 +20,7 @@ from abliterated.proxy.tools.dialects import BARE_JSON, LISTED, MARKLESS, Dialec
 from abliterated.proxy.tools.helper import Learnt
 from abliterated.proxy.tools.renderer import CannotRender, Renderer
 
-KEEP_SECONDS: Final = 30.0
+KEEP_SECONDS: Final = 60.0
 _MOST: Final = 64
 _FROM: Final = re.compile(r"^FROM\s+(/.+|[A-Za-z]:\\.+)$", re.MULTILINE)
 _MARKS_SURVIVE: Final = (0, 30, 0)  # before it raw completions keep control tokens
