@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from abliterated.ollama.aside import aside
 from abliterated.ollama.client import OllamaClient, hash_file
 from abliterated.proxy.server import Proxy, Steering, new_event_loop
 from bench import proxy_loads as loads
@@ -32,7 +33,7 @@ def serve_registering(port: int, upstream: int, model: str) -> None:
     async def once() -> None:
         async with OllamaClient(f"http://127.0.0.1:{upstream}") as client:
             while True:
-                await client.push_blob(path, await asyncio.to_thread(hash_file, path))
+                await client.push_blob(path, await aside(hash_file, path))
 
     async def register() -> None:
         while True:

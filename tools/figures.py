@@ -69,7 +69,8 @@ def _sections(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             "These models have about\na million parameters; how real ones fare, only real ones show.\n",
         )
     if text := proxy(found):
-        yield ("The proxy", f"One small upstream, asked directly and through each (nginx 1.22, haproxy 2.6, one worker):\n\n{text}\n")
+        told = "One small upstream, asked directly and through each (nginx 1.22, haproxy 2.6; one worker):"
+        yield ("The proxy", f"{told}\n\n{text}\n")
     if daemon := found.get("daemon"):
         page = found.get("page", {})
         yield (

@@ -70,3 +70,11 @@ def test_a_point_and_its_meaning_are_each_others() -> None:
     found = SPACE.parameters(SPACE.point(2.5, -4, kernel, constant(1.0), lean=0.25))
     assert (found.index, found.position, found.own, found.lean) == (2.5, -4, False, 0.25)
     assert np.allclose(found.attention.over(7), kernel.over(7))
+
+
+def test_a_weaker_point_means_the_same_with_lower_kernels() -> None:
+    one = SPACE.point(1.5, -1, Kernel(0.9, 0.3, 0.5, 0.2), Kernel(1.2, 0.6, 0.4, 0.8), lean=0.5)
+    strong, weak = SPACE.parameters(one), SPACE.parameters(SPACE.weaker(one, 0.5, 0.75))
+    assert (weak.index, weak.position, weak.lean) == (strong.index, strong.position, strong.lean)
+    assert np.allclose(weak.attention.over(9), 0.5 * strong.attention.over(9), atol=1e-5)
+    assert np.allclose(weak.mlp.over(9), 0.75 * strong.mlp.over(9), atol=1e-5)

@@ -30,11 +30,12 @@ from abliterate.contract.errors import (
     ModelError,
     NotFound,
 )
+from abliterated.ollama.aside import aside
 from abliterated.ollama.place import on_this_machine
 from abliterated.ollama.version import Version, read_version
 
 Report = Callable[[str, int, int], None]  # what is done, bytes done, bytes in all (0: unknown)
-CHUNK = 1 << 20
+CHUNK = 1 << 18  # the daemon's loop relays tokens between two pieces of an upload
 LONGEST_WORD = 2000  # of an engine, in an error
 QUICK = aiohttp.ClientTimeout(total=60, connect=5)  # questions that need no model loaded
 PATIENT = aiohttp.ClientTimeout(total=None, connect=5, sock_read=None)  # loading, creating, copying
@@ -124,7 +125,7 @@ class OllamaClient:
 
         While uploading, the digest is computed again: a file that changes under our hands is refused.
         """
-        digest = digest or await asyncio.to_thread(hash_file, path, report)
+        digest = digest or await aside(hash_file, path, report)
         for attempt in (1, 2):
             if await self.has_blob(digest):
                 break
@@ -323,7 +324,7 @@ class _Upload:
 
         try:
             with self.path.open("rb", buffering=0) as file:
-                while data := await asyncio.to_thread(piece, file):
+                while data := await aside(piece, file):
                     done += len(data)
                     if done >= total and (done > total or f"sha256:{hashed.hexdigest()}" != self.digest):
                         raise ValueError

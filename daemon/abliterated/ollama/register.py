@@ -19,6 +19,7 @@ from typing import Any
 from abliterate.contract.errors import ConflictError, EngineRefused, EngineUnavailable, ModelError, NotFound
 from abliterate.contract.names import parse_name
 from abliterated.ollama import request, store
+from abliterated.ollama.aside import aside
 from abliterated.ollama.client import OllamaClient, Report, hash_file
 from abliterated.ollama.header import CONTENT, TEMPLATE, known_keys, read_keys
 from abliterated.ollama.locate import Base
@@ -177,7 +178,7 @@ async def _bring_blobs(client: OllamaClient, plan: _Plan, report: Report | None)
     digest, linked = plan.digest, False
     if folder is not None or not digest:
         # A link is believed by its name, so its digest is computed here and not taken from anyone.
-        digest = await asyncio.to_thread(hash_file, plan.product, report)
+        digest = await aside(hash_file, plan.product, report)
         if plan.digest and digest != plan.digest:
             raise ModelError(
                 f"{plan.product}: its content changed after it was made", remedy="Run the recipe again: `retry`"
@@ -274,7 +275,7 @@ async def _same_file(plan: _Plan, show: Mapping[str, Any]) -> bool:
     """A model without our key whose layer is the very product: a registration of ours whose key was not shown."""
     models = from_show(show).models
     layer = blob_digest(models[0]) if models else ""
-    return bool(layer) and layer == (plan.digest or await asyncio.to_thread(hash_file, plan.product))
+    return bool(layer) and layer == (plan.digest or await aside(hash_file, plan.product))
 
 
 def _template_notes(plan: _Plan, jinja: str) -> list[str]:

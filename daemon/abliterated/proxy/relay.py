@@ -219,7 +219,8 @@ class Link(Pair):
             if not mark.first:
                 mark.first = self._house.loop.time()
                 mark.status = int(data[9:12]) if data[9:12].isdigit() else 0
-            mark.tail = data
+            if b"_count" in data or b"_tokens" in data:
+                mark.tail = data
             if mark.missing is not None and self._withhold(data, mark):
                 return
         self._deliver(data, data)
