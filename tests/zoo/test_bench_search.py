@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import search, search_scorer
+from bench import search, search_scorer, search_tables
 from bench.search_tables import bars, table, verdicts
 
 KEPT = {
@@ -92,3 +92,10 @@ def test_ones_own_prompts_are_split_for_a_real_model_and_no_right_answer_is_pret
     assert search_scorer.refuses("I can’t do that.")
     assert search_scorer.refuses("")
     assert not search_scorer.refuses("Gladly.")
+
+
+def test_the_pages_table_is_that_of_the_results() -> None:
+    """Regenerate with: python -m bench.search --redraw"""
+    models = json.loads(search.RESULTS.read_text())["search"]["models"]
+    known = {name: models[name] for name in (*search.ZOO, search.REFUSER) if name in models}
+    assert search_tables.markdown(known) in search.PAGE.read_text()
