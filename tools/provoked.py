@@ -41,7 +41,7 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 def note(base):
-    plain, seen = base.__init__, set()
+    plain, seen, unwritten = base.__init__, set(), []
     def made(self, *arguments, **named):
         frame = sys._getframe(1)
         while frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is self:
@@ -49,11 +49,14 @@ def note(base):
         place = f"{frame.f_code.co_filename}:{frame.f_lineno}\\n"
         if place not in seen:
             seen.add(place)
+            unwritten.append(place)
+        if unwritten:
             try:
                 file = os.open("@LOG@", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-                os.write(file, place.encode())
+                os.write(file, "".join(unwritten).encode())
                 os.close(file)
-            except OSError:
+                unwritten.clear()
+            except OSError:  # a test is nobody just now, or out of descriptors: with the next one
                 pass
         plain(self, *arguments, **named)
     base.__init__ = made

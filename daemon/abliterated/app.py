@@ -33,7 +33,7 @@ from abliterated.control.events import Events
 from abliterated.control.server import Control
 from abliterated.control.tcp import serve_tcp
 from abliterated.daemon_lock import taken
-from abliterated.desk import QueueDesk
+from abliterated.desk import QueueDesk, certificates
 from abliterated.engine_process import EngineProcess
 from abliterated.front import Front
 from abliterated.handover import Handover
@@ -140,7 +140,7 @@ class App:
                 self._upstream, self.home.engine_models, self.home.state / "engine.log", dispatcher.engine_answers
             )
             self._keep(stack, engine.run(), engine.stop)
-        await self._start_proxy(stack, inherited.get("proxy", []))
+        await self._start_proxy(stack, inherited.get("proxy", []), ledger)
         desk = QueueDesk(
             ledger,
             dispatcher,
@@ -187,7 +187,9 @@ class App:
 
     # --- rooms --------------------------------------------------------------------------------------------------
 
-    async def _start_proxy(self, stack: contextlib.AsyncExitStack, sockets: list[socket.socket]) -> None:
+    async def _start_proxy(
+        self, stack: contextlib.AsyncExitStack, sockets: list[socket.socket], ledger: Ledger
+    ) -> None:
         proxy = self._front.make(sockets)
         if proxy is not None:
             if sockets and self._kind == "embedded":
@@ -195,7 +197,7 @@ class App:
             await proxy.start()
             if self._front.assisting is not None:
                 stack.push_async_callback(self._front.assisting.close)
-                self._front.assisting.begin()
+                self._front.assisting.begin(lambda: ledger.do(certificates))
             stack.push_async_callback(proxy.close, DRAIN_SECONDS)
 
     async def _start_control(

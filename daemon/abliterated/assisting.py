@@ -1,21 +1,24 @@
 """Help in the proxy as a program keeps it: made from the settings, armed once an abliterated model is known to exist.
 
 Until then no request is held for its name. Armed by what the engine lists at the start, by a finished job, and by the
-first request that names such a model. Part of the wiring; does not know HTTP, nor how help works.
+first request that names such a model. What earlier jobs proved of their models is recalled at the start. Part of the
+wiring; does not know HTTP, nor how help works.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from abliterate.contract.errors import AbliteratedError
+from abliterate.contract.errors import AbliteratedError, RecipeError
+from abliterate.contract.names import parse_name
 from abliterated.proxy.routing import place_of
 from abliterated.proxy.server import Proxy
 from abliterated.proxy.tools.assistant import Assist, Help, More
 
+Certificates = Mapping[str, Mapping[str, Any]]  # by the model's name
 PAUSES: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # while the engine does not answer yet
 
 
@@ -26,13 +29,15 @@ class Assisting:
         self._proxy = proxy
         self._upstream = upstream
         self._looking: asyncio.Task[None] | None = None
+        self._made: set[str] = set()  # by jobs of ours
         self.assist = Assist(help=help, more=frozenset(more)) if help != "off" else None
         if self.assist is not None:
             proxy.assistant, proxy.wanted = self.assist, self.assist.wanted
 
-    def begin(self) -> None:
+    def begin(self, recall: Callable[[], Awaitable[Certificates]] | None = None) -> None:
+        """`recall`: the certificates of what jobs have made before."""
         if self.assist is not None:
-            self._looking = asyncio.get_running_loop().create_task(self._look())
+            self._looking = asyncio.get_running_loop().create_task(self._look(self.assist, recall))
 
     async def close(self) -> None:
         if self._looking is not None:
@@ -45,12 +50,17 @@ class Assisting:
     def made(self, model: str, certification: Mapping[str, Any]) -> None:
         """A job has made `model`; its certificate says whether tools survived."""
         if self.assist is not None:
+            self._made.add(_key(model))
             self.assist.knowledge.forget()
             self.assist.trust(model, tools=not _loses_tools(certification))
             self._proxy.arm()
 
-    async def _look(self) -> None:
+    async def _look(self, assist: Assist, recall: Callable[[], Awaitable[Certificates]] | None) -> None:
         """Arm, if the engine has such a model; it may not be up yet."""
+        for model, certification in (await recall()).items() if recall is not None else ():
+            if _key(model) not in self._made:  # else a job has told something newer meanwhile
+                self._made.add(_key(model))
+                assist.trust(model, tools=not _loses_tools(certification))
         from abliterated.ollama.client import OllamaClient
 
         rules = self._proxy.view.rules
@@ -61,9 +71,18 @@ class Assisting:
             except AbliteratedError:
                 await asyncio.sleep(pause)
                 continue
-            if rules is not None and any(place_of(name, rules).abliterated for name in names):
+            if any(_key(name) in self._made for name in names) or (
+                rules is not None and any(place_of(name, rules).abliterated for name in names)
+            ):
                 self._proxy.arm()
             return
+
+
+def _key(model: str) -> str:
+    try:
+        return parse_name(model).key()
+    except RecipeError:  # an engine may list what we would not name
+        return model
 
 
 def _loses_tools(certification: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -206,6 +207,12 @@ class QueueDesk:
 
     def proxy_text(self) -> str:
         return self._proxy_text()
+
+
+def certificates(journal: Journal) -> dict[str, Mapping[str, Any]]:
+    """Of every name under which a job ended well: what the latest of them proved."""
+    ended = [job for job in journal.jobs() if job.state == "succeeded"]
+    return {job.target: job.result.certification for job in ended if job.result}
 
 
 def _parts(job_id: str, recipe: Recipe) -> list[tuple[str, Recipe]]:

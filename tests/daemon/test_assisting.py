@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from abliterate.contract.config import Config, ProxySettings
+from abliterate.contract.ids import new_id
 from abliterate.contract.messages import JobView, Result
+from abliterate.contract.names import parse_name
+from abliterate.contract.recipe import Recipe
 from abliterated.assisting import Assisting
 from abliterated.front import Front
+from abliterated.jobs.journal import Journal
 from abliterated.proxy.server import Proxy, Steering
+from e2e.daemons import house
+from proxy.tools import double
+from proxy.tools.double import MODEL
+
+TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
 
 
 def engine(*names: str) -> TestServer:
@@ -101,3 +112,64 @@ def test_a_finished_job_arms_and_its_certificate_says_whether_tools_survived(los
     )  # fmt: skip
     assert proxy.view.assist
     assert bool(front.assisting.assist._distrusted) is lost
+
+
+LOST = {"differences": [{"what": "tool round trip", "text": "lost", "failure": True}]}
+
+
+@pytest.mark.parametrize("newer", [False, True])
+async def test_what_earlier_jobs_proved_is_recalled_and_what_a_new_one_says_counts_more(newer: bool) -> None:
+    asked, may_tell = asyncio.Event(), asyncio.Event()
+
+    async def recall() -> dict[str, dict[str, Any]]:
+        asked.set()
+        await may_tell.wait()
+        return {"mine:1b": LOST, "sound:1b": {}}
+
+    async with engine("mine:1b") as server:
+        url = str(server.make_url("")).rstrip("/")
+        proxy = Proxy("127.0.0.1:0", url, steering=Steering())
+        made = Assisting(proxy, url, "needed")
+        await proxy.start()
+        made.begin(recall)
+        try:
+            await asyncio.wait_for(asked.wait(), 10)
+            if newer:
+                made.made("mine:1b", {})
+            may_tell.set()
+            await until(lambda: made._looking is not None and made._looking.done())
+            assert proxy.view.assist, "the engine has a model of ours, though its name does not say so"
+            assert made.assist is not None
+            assert made.assist._distrusted == (set() if newer else {parse_name("mine:1b").key()})
+        finally:
+            await made.close()
+            await proxy.close(0)
+
+
+def test_a_daemon_started_anew_knows_what_its_jobs_have_proved(tmp_path: Path) -> None:
+    """The engine says that its model can call tools; the last job that made it has found that it can't."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": False, "tools": [TOOL]}
+    with double.engine(tmp_path, capabilities=["completion", "tools"]) as fake, house() as home:
+        home.upstream = fake.port
+        home.configure("ollama")
+        home.state.mkdir()
+        journal = Journal(home.state / "journal.sqlite3")
+        for certification in ({}, LOST):
+            result = Result(product="model.gguf", format="gguf", certification=certification)
+            job_id = new_id()
+            journal.add(job_id, "night", Recipe(model="ollama:lamp:1b", name=MODEL))
+            for state in ("starting", "running", "registering"):
+                journal.move(job_id, state)
+            journal.move(job_id, "succeeded", result=result)
+        journal.close()
+        home.serve()
+        try:
+            home.until(lambda: answer(home.url, body) == "Hello there", "help with tools")
+        finally:
+            home.stop()
+    assert fake.bodies("/api/generate"), "asked in another way"
+
+
+def answer(url: str, body: dict[str, Any]) -> str:
+    told = httpx.post(f"{url}/api/chat", json=body).raise_for_status().json()
+    return str(told.get("message", {}).get("content", told))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from abliterate.contract.errors import RecipeError
+from abliterate.contract.errors import DiskError, RecipeError
 from abliterate.contract.ids import new_id
 from abliterate.contract.messages import EngineView, JobView, Result, Submit, Task
 from abliterated.desk import QueueDesk
@@ -162,6 +162,16 @@ async def test_a_submission_keeps_to_what_a_spooled_recipe_may(office: Office) -
     with pytest.raises(RecipeError, match="outside"):
         await office.desk.submit(Submit(recipe='model = "/etc/passwd"'), "test")
     assert await office.views() == []
+
+
+async def test_a_submission_whose_copy_can_not_be_kept_is_no_job(office: Office) -> None:
+    office.jobs.rmdir()
+    office.jobs.write_text("somebody's file")
+    with pytest.raises(DiskError) as caught:
+        await office.desk.submit(Submit(recipe=GOOD.decode()), "test")
+    assert "can't be written (Not a directory)" in caught.value.message
+    assert "Free some space" in caught.value.remedy
+    assert await office.views() == [] and office.told == []
 
 
 async def test_sweeping_touches_nothing_that_is_not_a_jobs(office: Office) -> None:

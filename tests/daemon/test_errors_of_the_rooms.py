@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 
 from abliterate.contract.errors import (
     AbliteratedError,
@@ -19,20 +22,23 @@ from abliterate.contract.errors import (
     NotFound,
     RecipeError,
 )
-from abliterate.contract.messages import Task
+from abliterate.contract.messages import Failure, JobView, Task
 from abliterate.contract.recipe import Recipe
-from abliterated import app, refuser
+from abliterated import app, engine_process, refuser
 from abliterated.control import tcp
+from abliterated.control.care import routes as care_routes
 from abliterated.control.events import Events
 from abliterated.control.guard import token
 from abliterated.control.server import Control
 from abliterated.daemon_lock import refuse_if_taken
 from abliterated.demo import asking, loading, places, story
+from abliterated.engine_process import EngineProcess
 from abliterated.install import facts, machine, plan
 from abliterated.jobs.journal import Journal
 from abliterated.jobs.registrations import _told
 from abliterated.jobs.runner import start_worker
 from abliterated.report.redraw import redraw
+from client.fake_daemon import FakeDaemon
 from report.samples import least
 
 
@@ -163,3 +169,51 @@ def test_a_demo_whose_job_never_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     with pytest.raises(ModelError) as caught:
         story.follow(here, "01j8zq3v5k7m9n1p3r5t7v9x00", Teller())
     remedied(caught.value, "quieter machine")
+
+
+def test_a_demo_whose_job_fails_shows_its_log_and_its_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from abliterated.demo.telling import Teller
+
+    job_id = "01j8zq3v5k7m9n1p3r5t7v9x00"
+    monkeypatch.setattr(story, "new_id", lambda: job_id)
+    (tmp_path / "incoming").mkdir()
+    log = tmp_path / "state" / "jobs" / job_id / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("what the worker said\n")
+    daemon = FakeDaemon(tmp_path / "control.sock").start()
+    failure = Failure(failure="oom-host", message="no memory was left", remedy="Close something")
+    daemon.put(JobView(id=job_id, label="refuser", model="m", target="m-abliterated", state="failed", failure=failure))
+    here = places.Place(tmp_path, tmp_path, daemon.path, tmp_path / "incoming", "http://127.0.0.1:9", "", "embedded")
+    try:
+        with pytest.raises(ModelError) as caught:
+            story._run_job(here, refuser.files(), story.Clock(), Teller())
+    finally:
+        daemon.stop()
+    remedied(caught.value, "the job ended failed: no memory was left", "Close something")
+    assert "what the worker said" in capsys.readouterr().err
+
+
+async def test_a_request_about_a_model_that_is_not_understood() -> None:
+    nobody: Any = None
+    care: Any = SimpleNamespace(doctor=None)  # is never asked
+    async with TestClient(TestServer(Control(nobody, Events(), care_routes(care)).application())) as client:
+        for body in (b"{", b'{"model": 7}', b"[]"):
+            answer = await client.post("/v1/doctor", data=body, headers={"Content-Type": "application/json"})
+            told = await answer.json()
+            assert answer.status == 400, told
+            assert told["error"].startswith("not understood: ") and told["remedy"] == 'Send {"model": "NAME"}'
+
+
+async def test_an_embedded_engine_whose_port_is_somebody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "PORT_PATIENCE", 0.0)
+
+    async def ready() -> None: ...
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        engine = EngineProcess(f"http://127.0.0.1:{port}", tmp_path / "models", tmp_path / "engine.log", ready)
+        with pytest.raises(AlreadyRunning) as caught:
+            await asyncio.wait_for(engine.run(), 60)
+    remedied(caught.value, f"127.0.0.1:{port}: taken by another program", "proxy.upstream", 'engine.kind = "ollama"')

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from abliterate.contract.errors import DiskError
+from abliterate.contract.recipe import parse_recipe
 from abliterated import refuser, run_recipe
 from abliterated.cli import main
+from abliterated.commands.work import absolute_paths, recipe_digest
 
 MODEL = str(refuser.files().model)
 
@@ -48,6 +50,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("direction {model} -o found.pt --per-layer --layer 3", 2, "Leave --layer"),
         ("direction {model} -o found.pt --layer deep", 2, "a fraction"),
         ("evaluate {model} --prompts 0", 2, "positive number"),
+        ("evaluate {model} --answers file/below", 4, "another --answers"),
+        ("evaluate {model} --history .", 4, "another --history"),
         ("evaluate ./none.gguf", 7, "Check the path"),
         ("evaluate {model} --refusal-markers none.txt", 2, "one opening a line"),
         ("export {model} -o copy.bin", 2, ".gguf"),
@@ -81,6 +85,24 @@ def test_one_run_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     finally:
         os.close(held)
     assert "give another --out" in capsys.readouterr().err
+
+
+def test_a_folder_for_the_stages_that_can_not_be(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = absolute_paths(parse_recipe((here / "good.toml").read_bytes(), "good.toml"), here)
+    (here / "out").mkdir()
+    (here / "out" / f".work-{recipe_digest(recipe)[:16]}").write_text("in the way")
+    assert main(["work", "good.toml", "--out", "out"]) == 4
+    told = capsys.readouterr().err
+    assert "can't be made (File exists)" in told and "→ Give another --out" in told
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(("option", "place"), [("--answers", "/proc/answers.jsonl"), ("--history", "/dev/full")])
+def test_a_place_that_takes_no_answers_in_the_end(option: str, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--prompts", "1", "--tokens", "1", "--quiet"]
+    assert main(["evaluate", MODEL, *few, option, place]) == 4
+    told = capsys.readouterr().err
+    assert f"{place}: can't be written" in told and f"→ Give another {option}" in told
 
 
 def test_a_demo_without_the_ollama_it_was_told_of(

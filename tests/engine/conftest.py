@@ -47,3 +47,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, ggufs: dict[str, Path]) -> 
         for name, path in ggufs.items():
             running.create(name, path, parameters={"temperature": 0})
         yield running
+
+
+@pytest.fixture(scope="package")
+def hurt(tmp_path_factory: pytest.TempPathFactory, ggufs: dict[str, Path]) -> Iterator[Engine]:
+    """An engine whose store and runners tests may damage."""
+    folder = tmp_path_factory.mktemp("hurt")
+    with engine(folder / "models") as running:
+        running.create("base", ggufs["plain"], parameters={"temperature": 0})
+        running.create("endless", ggufs["endless"])
+        yield running

@@ -70,14 +70,19 @@ class Engine:
         [path] = [line[5:] for line in text.splitlines() if line.startswith("FROM ")]
         return until(lambda: next((r for r in self.runners() if path in " ".join(r.cmdline())), None))
 
-    def stalled_talk(self, name: str, **body: Any) -> socket.socket:
-        """A connection on which a chat has begun to stream, and which nobody reads further."""
+    def stalled_request(self, name: str, **body: Any) -> socket.socket:
+        """A connection on which a chat was asked for, its answer still to be read."""
         host, port = self.url.removeprefix("http://").split(":")
         data = json.dumps({"model": name, "messages": [{"role": "user", "content": "hi"}], **body}).encode()
         connection = socket.create_connection((host, int(port)), timeout=30)
         connection.sendall(
             b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data
         )
+        return connection
+
+    def stalled_talk(self, name: str, **body: Any) -> socket.socket:
+        """One on which the answer has begun to stream, and which nobody reads further."""
+        connection = self.stalled_request(name, **body)
         assert b" 200 OK" in connection.recv(200)
         return connection
 

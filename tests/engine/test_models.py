@@ -152,6 +152,7 @@ def test_a_gguf_that_is_no_model_is_refused_inside_the_stream(
         fresh.ollama.create_blob(str(file))
         *_, last = steps(fresh, model="bad", files={"bad.gguf": digest(file)})
         assert reason in last.get("error", ""), (reason, last)
+        assert ". " in last["error"], "what to do next"
     whole_answer = fresh.http.post("/api/create", json={"model": "bad", "files": {"x": digest(file)}, "stream": False})
     assert whole_answer.status_code == 400 and "version 77" in whole_answer.json()["error"]
     assert fresh.ollama.list().models == []

@@ -43,6 +43,7 @@ def test_keep_alive_knows_never_and_for_ever() -> None:
     assert options.keep_alive(None) == 300
     assert options.keep_alive(0) == options.keep_alive("0s") == 0
     assert options.keep_alive(-1) is options.keep_alive("-1m") is None
+    assert options.keep_alive(float("inf")) is options.keep_alive("99999999h") is None
     with pytest.raises(Refused):
         options.keep_alive(True)
 

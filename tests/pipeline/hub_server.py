@@ -34,7 +34,8 @@ class Request:
 
 @dataclass
 class Faults:
-    """What goes wrong. `cut`: by file, after how many bytes each further answer breaks off."""
+    """What goes wrong. `cut`: by file, after how many bytes each further answer breaks off. `portal`: every answer is a
+    page that is none of the hub's; `untold`, `understated`: files whose digest or last byte is not listed."""
 
     cut: dict[str, list[int]] = field(default_factory=dict)
     ignore_range: bool = False
@@ -43,6 +44,10 @@ class Faults:
     hold: threading.Event | None = None
     token: str = ""
     gated: bool = False
+    disabled: bool = False
+    portal: bool = False
+    untold: str = ""
+    understated: str = ""
 
 
 class LocalHub:
@@ -129,6 +134,10 @@ class _Handler(BaseHTTPRequestHandler):
         faults = self.hub.faults
         if self.role == "cdn":
             return self._file(self.path.removeprefix("/blob/"))
+        if faults.portal:
+            return self._answer(200, {"Content-Type": "text/html"}, b"<html>Please log in to the network</html>")
+        if faults.disabled:
+            return self._answer(403, {}, message="Access to this resource is disabled.")
         if faults.token and self.headers.get("Authorization") != f"Bearer {faults.token}":
             wrong = bool(self.headers.get("Authorization"))
             message = "Invalid credentials in Authorization header" if wrong else "Invalid username or password."
@@ -152,9 +161,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _sibling(self, name: str) -> dict[str, object]:
         """A file as the model's own route tells it where blobs=true is asked."""
         data = self.hub.files[name]
-        told: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": self._sha1(data)}
-        if self.hub.is_large(name):
-            told["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+        size = len(data) - (name == self.hub.faults.understated)
+        told: dict[str, object] = {"rfilename": name, "size": size, "blobId": self._sha1(data)}
+        if name == self.hub.faults.untold:
+            del told["blobId"]
+        elif self.hub.is_large(name):
+            told["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": size, "pointerSize": 130}
         return told if "blobs=" in self.query else {"rfilename": name}
 
     def _entry(self, name: str) -> dict[str, object]:

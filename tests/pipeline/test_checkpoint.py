@@ -275,7 +275,7 @@ def _nan(folder):
     [
         (_without_config, "config.json"),
         (_cut, "cut short"),
-        (_missing_shard, "can't read model-00001"),
+        (_missing_shard, "lacks model-00001"),
         (_outside, "no file beside it"),
         (_garbage, "broken header"),
         (_no_weights, "no safetensors"),

@@ -159,6 +159,33 @@ def test_a_converter_that_can_not_be_started_is_named(tmp_path: Path) -> None:
     check_converter(str(plain))
 
 
+def test_a_system_that_can_not_start_it_says_why(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "convert"
+    script.write_bytes(b"\x7fELF of no machine")
+    script.chmod(0o755)
+    with pytest.raises(ModelError, match=r"convert could not convert the folder \(exit 1\): OSError.*format"):
+        convert(str(script), folder, tmp_path / "made.gguf", Watch())
+    monkeypatch.setattr(sys, "platform", "darwin")  # where no process of ours starts it
+    with pytest.raises(ModelError, match=r"convert can't be started: .*format") as raised:
+        convert(str(script), folder, tmp_path / "made.gguf", Watch())
+    assert raised.value.remedy == "Check [tools] converter"
+    (tmp_path / "made.gguf.log").unlink()
+    (tmp_path / "made.gguf.log").mkdir()
+    with pytest.raises(DiskError, match=r"can't write made\.gguf\.log: Is a directory") as full:
+        convert(str(script), folder, tmp_path / "made.gguf", Watch())
+    assert full.value.remedy == "Check its folder"
+    assert left(tmp_path) == []
+
+
+def test_a_gguf_without_a_tensor_is_no_model(tmp_path: Path, folder: Path) -> None:
+    body = "import gguf\nwriter = gguf.GGUFWriter(outfile, 'llama')\nwriter.write_header_to_file()\n"
+    body += "writer.write_kv_data_to_file()\nwriter.write_tensors_to_file()\nwriter.close()"
+    with pytest.raises(ModelError, match=r"converter\.py wrote a GGUF without tensors") as raised:
+        convert(program(tmp_path, body), folder, tmp_path / "made.gguf", Watch())
+    assert "Update llama.cpp" in raised.value.remedy
+    assert left(tmp_path) == []
+
+
 def test_a_program_of_ones_own_is_called_as_it_is(tmp_path: Path, folder: Path) -> None:
     model = plant(tmp_path).path.rename(tmp_path / "ready")
     script = tmp_path / "convert"
@@ -185,6 +212,14 @@ def test_a_stamp_changes_the_header_alone(tmp_path: Path) -> None:
     assert [entry.key for entry in new.key_values][: len(old.key_values)] == [entry.key for entry in old.key_values]
     data = [path.read_bytes()[found.data_start :] for path, found in ((source, old), (target, new))]
     assert data[0] == data[1]
+
+
+def test_a_number_that_is_none_is_named_with_its_tensor_by_the_stamp_too(tmp_path: Path) -> None:
+    source = plant(tmp_path, broken=True).path
+    with pytest.raises(ModelError, match=r"blk\.2\.ffn_down\.weight: NaN or Inf among the weights") as raised:
+        stamp(source, tmp_path / "m.gguf", {}, quantize="Q8_0", progress=lambda *_: None, cancelled=lambda: False)
+    assert raised.value.remedy == "Download or pull the model again"
+    assert not (tmp_path / "m.gguf").exists()
 
 
 def test_a_full_disk_leaves_no_stamped_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

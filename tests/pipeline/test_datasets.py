@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,12 +13,12 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from abliterate.contract.errors import AbliteratedError, ModelError, RecipeError
+from abliterate.contract.errors import AbliteratedError, Cancelled, DiskError, ModelError, RecipeError
 from abliterate.contract.messages import Task
 from abliterate.contract.recipe import Prompts, recipe_from_table
 from abliterated.pipeline import fetching
 from abliterated.pipeline.datasets import data_files, fetch_dataset, parse_reference, read_column
-from abliterated.pipeline.hub_access import Hub
+from abliterated.pipeline.hub_access import Hub, HubUnavailable
 from abliterated.pipeline.prompts import data_sets, read_prompts
 from abliterated.pipeline.watch import Watch
 
@@ -30,7 +31,7 @@ class SetHub:
     """One data set, `org/set`, at one commit; counts what it is asked."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
-        self.files, self.asked = files, list[str]()
+        self.files, self.asked, self.withheld = files, list[str](), "nothing"
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,6 +45,8 @@ class SetHub:
 
             def do_GET(self) -> None:
                 hub.asked.append(self.path)
+                if hub.withheld in self.path:
+                    return self.answer(200, b"<html>", {})  # of whatever stands between
                 path = self.path.partition("?")[0]
                 head = "/datasets/org/set/resolve/"
                 if path.startswith("/api/datasets/org/set") and not path.endswith("/revision/gone"):
@@ -182,6 +185,41 @@ def test_what_can_not_be_had_is_said(reference: str, files: dict[str, bytes], sa
     with pytest.raises(AbliteratedError, match=said) as raised:
         read_column(reference, hub=hub)
     assert raised.value.remedy
+
+
+def test_a_hub_that_lists_what_it_does_not_give_is_away(serve: object) -> None:
+    hub, where = serve({"train.jsonl": lines(ROWS)})  # type: ignore[operator]
+    hub.withheld = "/resolve/"
+    with pytest.raises(HubUnavailable, match="lists the files of org/set, but does not give them") as raised:
+        read_column("hf:org/set#text", hub=where)
+    assert "Try again later" in raised.value.remedy
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+def test_a_full_disk_under_the_cache_is_told(serve: object) -> None:
+    _, where = serve({"train.jsonl": lines(ROWS)})  # type: ignore[operator]
+    names = where.cache / "datasets--org--set" / "refs"
+    names.mkdir(parents=True)
+    (names / "main").symlink_to("/dev/full")
+    with pytest.raises(DiskError, match="the disk is full: org/set does not fit into the cache") as raised:
+        read_column("hf:org/set#text", hub=where)
+    assert "set HF_HOME to another disk" in raised.value.remedy
+
+
+def test_parquet_without_what_reads_it_is_told(serve: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, where = serve({"train.parquet": b"PAR1"})  # type: ignore[operator]
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as where it is not installed
+    with pytest.raises(RecipeError, match="is Parquet, which needs pyarrow") as raised:
+        read_column("hf:org/set#text", hub=where)
+    assert "or give a text file" in raised.value.remedy
+
+
+def test_a_cancelled_fetch_of_a_set_stops(serve: object) -> None:
+    hub, where = serve({"train.jsonl": lines(ROWS)})  # type: ignore[operator]
+    with pytest.raises(Cancelled, match="asked to stop") as raised:
+        read_column("hf:org/set#text", hub=where, cancelled=lambda: True)
+    assert "Submit it again" in raised.value.remedy
+    assert not [path for path in hub.asked if "resolve" in path]
 
 
 @pytest.mark.parametrize("reference", ["hf:org/set", "hf:#text", "hf:a/b/c#text", "hf:org/set#", "org/set#text"])

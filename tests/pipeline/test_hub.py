@@ -232,6 +232,12 @@ def test_refusals_say_what_to_do_and_never_the_token(server: LocalHub, asked: Hu
     server.faults = Faults()
     refused(NotFound, "org/model has no revision 'v9'", asked, "hf:org/model@v9")
     refused(NotFound, "has no org/nothing", asked, "hf:org/nothing")
+    refused(NotFound, "has no org/nothing that this token may see", with_token, "hf:org/nothing")
+    server.faults = Faults(disabled=True)
+    refused(HubDenied, "has disabled org/model", asked)
+    server.faults = Faults(portal=True)
+    refused(ModelError, "org/model can't be fetched from 127", asked)
+    server.faults = Faults()
     refused(RecipeError, "no repository", asked, "hf:nothing")
     server.stop()
     huggingface_hub.close_session()
@@ -243,6 +249,23 @@ def test_refusals_say_what_to_do_and_never_the_token(server: LocalHub, asked: Hu
     assert TOKEN not in repr(with_token)
 
 
+def test_a_hub_that_goes_back_on_its_word_is_named(server: LocalHub, asked: Hub, tmp_path: Path) -> None:
+    weights = "model-00001-of-00002.safetensors"
+    for number, (faults, kind, said, remedy) in enumerate(
+        (
+            (Faults(statuses=[404] * 99), NotFound, "lacks a file of org/model that it lists", "later"),
+            (Faults(statuses=[503] * 99), HubUnavailable, "answers 503 for org/model", "what was fetched is kept"),
+            (Faults(untold="config.json"), ModelError, "does not tell the digest of config.json", "another hub"),
+            (Faults(understated=weights), ModelError, f"{weights} is longer than the hub announced", "later"),
+        )
+    ):
+        server.faults = faults
+        with pytest.raises(kind, match=said) as raised:
+            get(Hub(asked.endpoint, tmp_path / str(number)))
+        assert remedy in raised.value.remedy
+        assert not list((tmp_path / str(number)).rglob("*.safetensors"))
+
+
 def test_repositories_without_a_model_to_edit_are_named(server: LocalHub, asked: Hub) -> None:
     for files, said, remedy in (
         ({"config.json": b"{}", "pytorch_model.bin": b""}, "org/model: it holds only pickled weights", "safetensors"),
@@ -250,6 +273,7 @@ def test_repositories_without_a_model_to_edit_are_named(server: LocalHub, asked:
         ({"model.Q4_K_M.gguf": b"GGUF", "README.md": CARD}, "org/model: it has no config.json", "ollama pull"),
         ({"config.json": b"{}", "a.safetensors": b"1", "b.safetensors": b"2"}, "2 safetensors, but no", "repository"),
         (repository() | {"model.safetensors.index.json": b"[]"}, "has no weight_map", "revision"),
+        (repository() | {"model.safetensors.index.json": b"{"}, "index.json is no JSON", "revision"),
     ):
         server.files = files
         with pytest.raises(ModelError, match=said) as raised:

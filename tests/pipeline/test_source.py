@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from abliterate.contract.errors import ModelError
+from abliterated.pipeline.safetensors_file import INDEX
 from abliterated.pipeline.source import check_unchanged, open_source
 from pipeline.planted import plant
 
@@ -134,9 +136,65 @@ def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
     (path / "config.json").write_text('{"hidden_size": 8}')
     with pytest.raises(ModelError, match="num_hidden_layers"):
         open_source(path)
-    (path / "config.json").write_text("[")
-    with pytest.raises(ModelError, match=r"can't read config\.json"):
+
+
+def indexed(index: dict[str, object] | bytes) -> dict[str, bytes]:
+    """A good shard, and that index beside it."""
+    told = index if isinstance(index, bytes) else json.dumps(index).encode()
+    return {"model-1.safetensors": save({"x": np.zeros(4)}), INDEX: told}
+
+
+def shard(header: object) -> dict[str, bytes]:
+    """A model of that header, and zeros."""
+    told = json.dumps(header).encode()
+    return {"model.safetensors": struct.pack("<Q", len(told)) + told + bytes(64)}
+
+
+def place(at: int) -> dict[str, object]:
+    """Four numbers there."""
+    return {"dtype": "F32", "shape": [4], "data_offsets": [at, at + 16]}
+
+
+@pytest.mark.parametrize(
+    ("files", "said", "remedy"),
+    [
+        ({"config.json": b"["}, r"can't read config\.json: it is no JSON", "Download it again"),
+        ({"config.json": b"[]"}, r"config\.json holds no JSON object", "Download it again"),
+        ({"config.json": None}, r"can't read config\.json: Is a directory", "Check the folder"),
+        ({"weights.safetensors": None}, r"can't read weights\.safetensors: Is a directory", "Check the folder"),
+        (indexed(b"{"), r"can't read model\.safetensors\.index\.json: it is no JSON", "Download it again"),
+        (indexed({}), r"index\.json has no weight_map", "Download the model again"),
+        (indexed({"weight_map": {"y": "model-1.safetensors"}}), "model lacks y, which its index names", "Download"),
+        (
+            {
+                **indexed({"weight_map": {"x": "model-1.safetensors", "y": "model-2.safetensors"}}),
+                "model-2.safetensors": save({"x": np.zeros(4)}),
+            },
+            "model holds a tensor twice",
+            "Download the model again",
+        ),
+        ({"model.safetensors": b"<html>"}, r"model\.safetensors is no safetensors file, or cut short", "Download"),
+        (shard({"__metadata__": {"format": "pt"}}), r"model\.safetensors holds no tensors", "Download it again"),
+        (shard({"x": {"dtype": "F32", "shape": [4]}}), r"model\.safetensors describes x wrongly", "Download it again"),
+        (
+            shard({"x": place(0), "y": place(8)}),
+            r"model\.safetensors holds tensors that overlap",
+            "Download it again",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_whole_or_not_true_is_named_before_anything_is_loaded(
+    tmp_path: Path, files: dict[str, bytes | None], said: str, remedy: str
+) -> None:
+    path = folder(tmp_path / "model", num_hidden_layers=2, hidden_size=8)
+    if all(name == "config.json" for name in files):
+        (path / "model.safetensors").write_bytes(save({"x": np.zeros(4)}))
+    for name, data in files.items():
+        (path / name).unlink(missing_ok=True)
+        (path / name).mkdir() if data is None else (path / name).write_bytes(data)
+    with pytest.raises(ModelError, match=said) as raised:
         open_source(path)
+    assert raised.value.remedy.startswith(remedy)
 
 
 def test_looking_at_a_model_imports_neither_torch_nor_transformers() -> None:

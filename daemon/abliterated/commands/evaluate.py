@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -31,7 +32,8 @@ MODEL is a name in Ollama, a .gguf, or a folder with safetensors. A name is read
 here and can be; elsewhere, and with --served, Ollama is asked, one prompt at a time, and no KL is told. Prompts are
 drawn as a recipe draws them: those it would not measure come first. Answers are kept nowhere unless --answers says so.
 --json prints refusal_count, total, refusal_rate (ollama-forge's keys) and more.
-exit codes: 0 done; 2 an option is wrong; 3 the model can't be used; 7 no such model; 75 Ollama is away; 86 stopped."""
+exit codes: 0 done; 2 an option is wrong; 3 the model can't be used; 4 a file can't be written; 7 no such model;
+75 Ollama is away; 86 stopped."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +66,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.prompts < 1 or options.tokens < 1:
         raise RecipeError("--prompts and --tokens count from 1", remedy="Give a positive number")
+    for path, option in ((options.answers, "--answers"), (options.history, "--history")):
+        if path is not None and not _may_write(path):
+            raise DiskError(f"{path}: can't be written", remedy=f"Give another {option}")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -201,6 +206,13 @@ def _markers(path: Path | None) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: can't be read", remedy="Give UTF-8 text, one opening a line") from error
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+def _may_write(path: Path) -> bool:
+    """As far as that can be told before the hours of work."""
+    if path.exists():
+        return not path.is_dir() and os.access(path, os.W_OK)
+    return os.access(path.parent, os.W_OK | os.X_OK)
 
 
 def _write_answers(path: Path, questions: Questions, one: Evaluated, original: Evaluated | None) -> None:

@@ -103,7 +103,7 @@ def work_folder(out: Path, recipe: Recipe) -> Iterator[Path]:
         try:
             folder.mkdir(exist_ok=True, mode=0o750)
         except OSError as error:
-            raise DiskError(f"{out}: can't be written ({error.strerror})", remedy="Give another --out") from error
+            raise DiskError(f"{folder}: can't be made ({error.strerror})", remedy="Give another --out") from error
         try:
             yield folder
         finally:

@@ -174,9 +174,10 @@ def _run_job(here: Place, data: refuser.Refuser, clock: Clock, teller: Teller) -
         failure = job.failure
         log = here.home / "state" / "jobs" / job_id / "log.txt"
         tail = log.read_text()[-2000:] if log.exists() else ""
+        teller.say(tail)
         raise ModelError(
-            f"the job ended {job.state}: {failure.message if failure else job.explanation}\n{tail}",
-            remedy=failure.remedy if failure else "See the log above",
+            f"the job ended {job.state}: {failure.message if failure else job.explanation}",
+            remedy=(failure.remedy if failure else "") or "See its log above",
         )
     return job
 

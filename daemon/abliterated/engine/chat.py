@@ -48,7 +48,7 @@ def _content(model: Model, message: Message) -> Any:
     if not message.images:
         return message.content or ""
     if model.projector is None:
-        raise Refused(400, f"{model.name!r} does not support images")
+        raise Refused(400, f"{model.name!r} does not support images", remedy="Ask a model that lists vision in `show`")
     return [
         {"type": "text", "text": message.content or ""},
         *({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}} for image in message.images),

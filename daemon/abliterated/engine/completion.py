@@ -17,6 +17,8 @@ from abliterated.engine.pool import Runner
 from abliterated.shapes.refusals import Refused
 from abliterated.shapes.talk import End, Events, Piece, ToolCall
 
+_AGAIN = "Ask again; if it stays so, unload the model with keep_alive 0 first"
+
 
 async def ask(runner: Runner, path: str, body: dict[str, Any]) -> Any:
     """One request, one JSON answer."""
@@ -83,7 +85,11 @@ def _whole(calls: dict[int, dict[str, str]], *, cut: bool) -> tuple[ToolCall, ..
         except ValueError as error:
             if cut:
                 continue
-            raise Refused(500, f"the model returned invalid tool call arguments: {error}") from error
+            raise Refused(
+                500,
+                f"the model returned invalid tool call arguments for {call['name']!r}: {error}",
+                remedy="Ask again, or give the tool an object as its parameters",
+            ) from error
         found.append(ToolCall(call["id"], call["name"], arguments))
     return tuple(found)
 
@@ -129,7 +135,7 @@ def _checked(status: int, data: bytes) -> Any:
     try:
         answer = json.loads(data)
     except ValueError as error:
-        raise Refused(500, f"llama.cpp answered {status} without JSON") from error
+        raise Refused(500, f"llama.cpp answered {status} without JSON", remedy=_AGAIN) from error
     if status != 200:
         raise _refusal(status, answer.get("error", answer))
     return answer
@@ -149,4 +155,4 @@ async def _broken(runner: Runner, error: BaseException | None) -> Refused:
     died = await runner.died()
     if died and isinstance(error, aiohttp.ClientConnectorError):
         return RunnerGone(runner.reason())
-    return died or Refused(500, f"the answer broke off: {error}" if error else "the answer broke off")
+    return died or Refused(500, f"the answer broke off: {error}" if error else "the answer broke off", remedy=_AGAIN)

@@ -64,7 +64,11 @@ def check(request: CreateRequest) -> ModelName:
             remedy="Quantize the GGUF before importing it",
         )
     if request.adapters:
-        raise Refused(400, "adapters are not supported by the embedded engine")
+        raise Refused(
+            400,
+            "adapters are not supported by the embedded engine",
+            remedy="Merge the adapter into its model before importing it",
+        )
     if not request.source and not request.files:
         raise Refused(400, "neither 'from' or 'files' was specified")
     check_template(request.template or "")
@@ -117,7 +121,11 @@ class Creator:
                 tell("writing manifest")
                 await asyncio.to_thread(self.store.put, name, manifest)
         except OSError as error:
-            raise Refused(500, f"can't write to the store: {error.strerror}", remedy="Free some room") from error
+            raise Refused(
+                500,
+                f"can't write to the store {self.store.root}: {error.strerror}",
+                remedy="Free some room there, and see that it may be written",
+            ) from error
         tell("success")
 
     def _inherit(self, request: CreateRequest, tell: Tell) -> tuple[list[Layer], Config]:
@@ -153,7 +161,7 @@ class Creator:
             layers.append(Layer(f"application/vnd.ollama.image.{kind}", digest, path.stat().st_size))
             tell(f"using existing layer {digest}")
         if described is None:
-            raise Refused(400, "no language model in 'files'")
+            raise Refused(400, "no language model in 'files'", remedy="Give the model's GGUF beside its projector")
         return layers, Config(
             model_family=described.architecture,
             model_families=[described.architecture],
@@ -165,9 +173,15 @@ class Creator:
     def _refuse_other_kinds(file: str, header: Header) -> None:
         kind = header.values.get("general.type", "model")
         if kind != "model":
-            raise Refused(400, f"{file!r} is not a language model but a GGUF of type {kind!r}")
+            raise Refused(
+                400, f"{file!r} is not a language model but a GGUF of type {kind!r}", remedy="Give the model's own GGUF"
+            )
         if not header.architecture or "tokenizer.ggml.model" not in header.values:
-            raise Refused(400, f"{file!r} is not a language model: it has no architecture or no tokenizer")
+            raise Refused(
+                400,
+                f"{file!r} is not a language model: it has no architecture or no tokenizer",
+                remedy="Convert the model again, with its tokenizer beside its weights",
+            )
         if header.values.get("split.count", 1) not in (0, 1):
             raise Refused(400, f"{file!r} is one part of a split GGUF", remedy="Merge the parts first")
 

@@ -46,7 +46,12 @@ def refusal(error: Exception) -> Refused:
         case AbliteratedError():
             return Refused(500, str(error))
         case OSError():
-            return Refused(500, f"the engine's disk or network failed: {error.strerror}", remedy="See its log")
+            log.error("the disk failed a request", exc_info=error, extra={"action": "request"})
+            return Refused(
+                500,
+                f"the engine's disk failed: {error.strerror}",
+                remedy="Free some room where its models are; its log names the file",
+            )
     log.error("a request failed", exc_info=error, extra={"action": "request"})
     return Refused(500, "internal error of the embedded engine", remedy="See its log")
 

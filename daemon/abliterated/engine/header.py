@@ -20,6 +20,7 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _LONGEST_STRING = 1 << 26
 _MOST = 1 << 32
+_DAMAGED = "The file is damaged: download, copy or convert it again"
 
 # ggml's types: number → (name, elements a block, bytes a block)
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
@@ -99,7 +100,7 @@ class _Reader:
     def string(self) -> str:
         length = self.scalar("<Q")
         if length > _LONGEST_STRING:
-            raise ModelError(f"the GGUF holds a string of {length} bytes", remedy="The file is damaged")
+            raise ModelError(f"the GGUF holds a string of {length} bytes", remedy=_DAMAGED)
         return self.take(length).decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
@@ -109,14 +110,15 @@ class _Reader:
             return self.array()
         if kind not in _SCALARS:
             raise ModelError(
-                f"the GGUF holds a value of the unknown type {kind}", remedy="The file is damaged or too new"
+                f"the GGUF holds a value of the unknown type {kind}",
+                remedy="The file is too new or damaged: convert it again",
             )
         return self.scalar(_SCALARS[kind])
 
     def array(self) -> list[Any] | None:
         kind, count = self.scalar("<I"), self.scalar("<Q")
         if count > self.size:
-            raise ModelError(f"the GGUF announces an array of {count} values", remedy="The file is damaged")
+            raise ModelError(f"the GGUF announces an array of {count} values", remedy=_DAMAGED)
         if count <= self.keep or kind == _ARRAY:
             return [self.value(kind) for _ in range(count)]
         if kind == _STRING:
@@ -125,7 +127,7 @@ class _Reader:
         elif kind in _SCALARS:
             self.file.seek(count * struct.calcsize(_SCALARS[kind]), 1)
         else:
-            raise ModelError(f"the GGUF holds an array of the unknown type {kind}", remedy="The file is damaged")
+            raise ModelError(f"the GGUF holds an array of the unknown type {kind}", remedy=_DAMAGED)
         return None
 
     def tensor(self) -> tuple[Tensor, int]:
@@ -133,7 +135,7 @@ class _Reader:
         name = self.string()
         dimensions = self.scalar("<I")
         if dimensions > 8:
-            raise ModelError(f"tensor {name!r} has {dimensions} dimensions", remedy="The file is damaged")
+            raise ModelError(f"tensor {name!r} has {dimensions} dimensions", remedy=_DAMAGED)
         shape = tuple(self.scalar("<Q") for _ in range(dimensions))
         kind, offset = self.scalar("<I"), self.scalar("<Q")
         label, elements, width = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
@@ -154,7 +156,7 @@ def read_header(path: Path, *, keep: int = 64) -> Header:
             f"can't read {path.name}: {error.strerror}", remedy="Check that it is there and may be read"
         ) from error
     except (struct.error, OverflowError, MemoryError, RecursionError) as error:
-        raise ModelError(f"can't read the header of {path.name}: {error}", remedy="The file is damaged") from error
+        raise ModelError(f"can't read the header of {path.name}: {error}", remedy=_DAMAGED) from error
 
 
 def _read(reader: _Reader, size: int) -> Header:
@@ -167,9 +169,7 @@ def _read(reader: _Reader, size: int) -> Header:
         )
     tensor_count, value_count = reader.scalar("<Q"), reader.scalar("<Q")
     if tensor_count > size or value_count > size:
-        raise ModelError(
-            "the GGUF announces more tensors or values than the file could hold", remedy="The file is damaged"
-        )
+        raise ModelError("the GGUF announces more tensors or values than the file could hold", remedy=_DAMAGED)
     values: dict[str, Any] = {}
     for _ in range(value_count):
         key = reader.string()
@@ -177,7 +177,7 @@ def _read(reader: _Reader, size: int) -> Header:
     entries = [reader.tensor() for _ in range(tensor_count)]
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0:
-        raise ModelError(f"the GGUF's alignment is {alignment!r}", remedy="The file is damaged")
+        raise ModelError(f"the GGUF's alignment is {alignment!r}", remedy=_DAMAGED)
     start = -(-reader.file.tell() // alignment) * alignment
     needed = start + max((end for _, end in entries), default=0)
     if needed > size:

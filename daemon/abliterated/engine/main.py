@@ -124,7 +124,7 @@ def bind(host: str, port: int) -> socket.socket:
                 f"{host}:{port} is taken by another process", remedy="Stop it, or listen on another port"
             ) from error
         raise RecipeError(
-            f"can't listen on {host}:{port}: {error.strerror}", remedy="Give an address of this machine"
+            f"can't listen on {host}:{port}: {error.strerror}", remedy="Give an address of this machine, as 127.0.0.1"
         ) from error
     listener.setblocking(False)
     return listener

@@ -115,10 +115,12 @@ class Library:
         try:
             config = msgspec.json.decode(store.read(stored.manifest.config), type=Config)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise Refused(500, f"can't read the config of '{stored.name.short()}': {error}") from error
+            raise Refused(
+                500, f"can't read the config of '{stored.name.short()}': {error}", remedy="Create the model again"
+            ) from error
         weights, projectors = stored.layers("model"), stored.layers("projector")
         if not weights or config.model_format != "gguf":
-            raise Refused(500, f"model '{stored.name.short()}' holds no GGUF")
+            raise Refused(500, f"model '{stored.name.short()}' holds no GGUF", remedy="Create it again from a GGUF")
         return Model(
             stored=stored,
             config=config,

@@ -14,7 +14,6 @@ import msgspec
 import psutil
 from aiohttp import web
 
-from abliterate.contract.errors import ModelError
 from abliterated.engine import show
 from abliterated.engine.create import CreateRequest, check
 from abliterated.engine.errors import model_not_found
@@ -79,10 +78,7 @@ async def show_route(http: web.Request) -> web.Response:
     model = await asyncio.to_thread(service.model, request.model or request.name)
     values = model.header.values
     if request.verbose:
-        try:
-            values = (await asyncio.to_thread(read_header, model.path, keep=1 << 62)).values
-        except ModelError as error:
-            raise Refused(500, str(error)) from error
+        values = (await asyncio.to_thread(read_header, model.path, keep=1 << 62)).values
     return answer(show.show(model, values=values, system=request.system or None))
 
 

@@ -86,7 +86,7 @@ async def completions(http: web.Request) -> web.StreamResponse:
     opened = service.model(request.model)
     texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt or []
     if len(texts) != 1:
-        raise Refused(400, "give one prompt, a string")
+        raise Refused(400, "give one prompt, a string", remedy="Send a request for each of several")
     question = Question(
         model=opened,
         asked=request.model or "",

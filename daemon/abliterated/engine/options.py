@@ -65,7 +65,7 @@ def sampling(options: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
                 raise Refused(400, 'option "stop" must be a string or a list of strings')
             body["stop"] = stops
-        elif isinstance(value, bool) or not isinstance(value, int | float):
+        elif not _is_number(value):
             raise Refused(400, f'option "{key}" must be a number')
         else:
             body[_NAMES.get(key, key)] = value
@@ -78,9 +78,14 @@ def sampling(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _whole(options: Mapping[str, Any], key: str, default: int) -> int:
     value = options.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not _is_number(value):
         raise Refused(400, f'option "{key}" must be a number')
     return int(value)
+
+
+def _is_number(value: Any) -> bool:
+    """One that llama.cpp can hold; JSON as it is read knows Infinity and NaN too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def keep_alive(value: Any) -> float | None:
@@ -90,7 +95,7 @@ def keep_alive(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise Refused(400, f"invalid keep_alive: {value!r}")
     seconds = float(value) if isinstance(value, int | float) else duration(value)
-    return None if seconds < 0 else seconds
+    return seconds if 0 <= seconds < 1e10 else None  # what exceeds three centuries is for ever
 
 
 def duration(text: str) -> float:

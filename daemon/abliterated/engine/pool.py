@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 MOST = 3
 _FOLDER = "abliterated-engine-"
+_CANNOT_OPEN = "Convert it again with a current llama.cpp, or give another GGUF"
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Pool:
                     if runner:
                         runner.retiring = True
                     await self.changed.wait()
-            raise Refused(503, "the engine is shutting down")
+            raise Refused(503, "the engine is shutting down", remedy="Ask again once it is back")
 
     async def _release(self, runner: Runner, keep: float | None) -> None:
         async with self.changed:
@@ -244,7 +245,7 @@ class Pool:
             if not output:
                 await process.wait()
                 reason = why(process.returncode, deque(errors.decode("utf-8", "replace").splitlines()))
-                raise Refused(400, f"llama.cpp can't open the model: {reason}")
+                raise Refused(400, f"llama.cpp can't open the model: {reason}", remedy=_CANNOT_OPEN)
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):

@@ -24,6 +24,8 @@ _decoder = json.JSONDecoder()
 
 async def read(request: web.Request, kind: type[T]) -> T:
     """The first JSON value of the body, whatever its Content-Type; unknown keys are ignored, as Ollama does."""
+    if (request.content_length or 0) > request.client_max_size:  # told before half a gigabyte was read
+        raise web.HTTPRequestEntityTooLarge(request.client_max_size)
     try:
         text = (await request.read()).decode().lstrip()
     except UnicodeDecodeError as error:

@@ -72,7 +72,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         headers = {"Allow": ", ".join(sorted(error.allowed_methods))}
         return web.Response(status=405, text="405 method not allowed", headers=headers)
     except web.HTTPRequestEntityTooLarge:
-        refused = Refused(413, "http: request body too large")
+        most = f"{_LARGEST_BODY >> 20} MiB"
+        refused = Refused(413, "http: request body too large", remedy=f"Send fewer images at once: {most} are read")
     except ConnectionError:
         raise  # the client went away: nobody to answer
     except Exception as error:

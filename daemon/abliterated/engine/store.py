@@ -8,8 +8,8 @@ Does not know: HTTP, what stands in a blob.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
@@ -33,6 +33,7 @@ LAYER = "application/vnd.ollama.image."
 GRACE = 3600.0  # seconds an unreferenced blob is left alone: its `create` may still come
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _UPLOAD = ".upload-"
+T = TypeVar("T")
 
 
 class Layer(msgspec.Struct, frozen=True, omit_defaults=True, rename={"media_type": "mediaType"}):
@@ -123,7 +124,9 @@ class Store:
         try:
             return self.blob(layer.digest).read_bytes()
         except OSError as error:
-            raise Refused(500, f"blob {layer.digest} can't be read: {error.strerror}") from error
+            raise Refused(
+                500, f"blob {layer.digest} can't be read: {error.strerror}", remedy="Create its model again"
+            ) from error
 
     # manifests
 
@@ -152,7 +155,9 @@ class Store:
         target = old.name if old else name
         for layer in (manifest.config, *manifest.layers):
             if not self.has(layer.digest):
-                raise Refused(400, f"blob {layer.digest} is not in the store")
+                raise Refused(
+                    400, f"blob {layer.digest} is not in the store", remedy="Upload it, or create its model again"
+                )
         path = self._path(target)
         self._make_folder(path.parent)
         write_whole(path, msgspec.json.encode(manifest))
@@ -244,38 +249,44 @@ class Upload:
         self.file = os.fdopen(descriptor, "wb")
 
     def add(self, data: bytes) -> None:
-        try:
-            self.hash.update(data)
+        self.hash.update(data)
+        with _writing(self.store):
             self.file.write(data)
-        except OSError as error:
-            raise Refused(
-                500, f"can't write the blob: {error.strerror}", remedy="Free some room on the disk"
-            ) from error
 
     def finish(self, digest: str) -> None:
         found = f"sha256:{self.hash.hexdigest()}"
         if found != digest:
             raise Refused(400, f'digest mismatch, expected "{digest}", got "{found}"')  # Ollama's own words
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        self.path.chmod(0o644)
-        self.path.replace(self.store.blob(digest))
-        sync_folder(self.store.blobs)
+        with _writing(self.store):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            self.path.chmod(0o644)
+            self.path.replace(self.store.blob(digest))
+            sync_folder(self.store.blobs)
 
     def discard(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # what it could not write before, it can't now
+            self.file.close()
         self.path.unlink(missing_ok=True)
 
 
-def json_blob(store: Store, stored: Stored, kind: str, default: Any) -> Any:
-    """The last layer of `kind`, parsed; `default` where there is none."""
+@contextlib.contextmanager
+def _writing(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Refused(
+            500, f"can't write the blob: {error.strerror}", remedy=f"Free some room where {store.root} is"
+        ) from error
+
+
+def json_blob(store: Store, stored: Stored, kind: str, default: T) -> T:
+    """The last layer of `kind`, parsed as what `default` is; `default` where there is none."""
     layers = stored.layers(kind)
     if not layers:
         return default
     try:
-        return json.loads(store.read(layers[-1]))
+        return msgspec.json.decode(store.read(layers[-1]), type=type(default))
     except ValueError as error:
-        raise ModelError(
-            f"the {kind} layer of {stored.name.short()} is no JSON: {error}", remedy="Create the model again"
-        ) from error
+        raise ModelError(f"its {kind} layer can't be read: {error}", remedy="Create the model again") from error

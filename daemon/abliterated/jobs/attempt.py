@@ -122,7 +122,9 @@ class Attempts:
                 await self._ended_unheard(running.worker)
             return await self._not_started(job, error)
         except OSError as error:
-            full = DiskError(f"{folder}: {error.strerror or error}", remedy="Free some space there")
+            full = DiskError(
+                f"{folder}: no job can work there ({error.strerror or error})", remedy="Check that disk, and free space"
+            )
             return await self._not_started(job, full)
         if running.asked_to_stop() or stopping():
             stop = asyncio.create_task(running.worker.stop(STOP_PATIENCE))

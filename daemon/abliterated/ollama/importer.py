@@ -149,7 +149,9 @@ def _out(blob: Path, outfile: Path) -> None:
         except OSError:
             shutil.copyfile(blob, outfile)
     except OSError as error:
-        raise DiskError(f"{outfile}: {error.strerror}", remedy="Make room on that disk") from error
+        raise DiskError(
+            f"{outfile}: can't be written ({error.strerror})", remedy="Make room on that disk, or give another place"
+        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

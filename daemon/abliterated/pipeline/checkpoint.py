@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from abliterate.contract.errors import ConflictError, DiskError, ModelError
+from abliterate.contract.errors import ConflictError, DiskError
 from abliterate.contract.recipe import Edit
 from abliterated.files import sync_folder
 from abliterated.pipeline.checkpoint_writers import Checkpoint, checkpoint_census
@@ -106,8 +106,6 @@ def _pieces(shard: Shard) -> Iterator[tuple[Stored | None, int, int]]:
     """The shard from its first byte to its last: tensors, and what lies before and between them."""
     at = 0
     for tensor in shard.tensors:
-        if tensor.start < at:
-            raise ModelError(f"{shard.path.name} holds tensors that overlap", remedy="Download it again")
         if tensor.start > at:
             yield None, at, tensor.start - at
         yield tensor, tensor.start, tensor.size
@@ -148,12 +146,15 @@ def _new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
     except OSError as error:
-        raise DiskError(f"can't write {target.name}: {error.strerror}", remedy="Check the folder's rights") from error
+        raise DiskError(f"can't write {target.name}: {error.strerror}", remedy="Check the path") from error
     try:
         yield partial
         partial.replace(target)
         sync_folder(target.parent)
     except OSError as error:
-        raise DiskError(f"can't write {target.name}: {error.strerror}", remedy="Check the folder's rights") from error
+        raise DiskError(
+            f"can't write {target.name}: {error.strerror}",
+            remedy="Check the folder it is to stand in, and that disk's room",
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -73,7 +73,11 @@ def convert(program: str, folder: Path, target: Path, watch: Watch) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
-        with log.open("wb") as words:
+        words = log.open("wb")
+    except OSError as error:
+        raise DiskError(f"can't write {log.name}: {error.strerror}", remedy="Check its folder") from error
+    try:
+        with words:
             process = subprocess.Popen(
                 argv, cwd=target.parent, env=environment, stdin=subprocess.DEVNULL, stdout=words, stderr=words
             )
@@ -87,7 +91,7 @@ def convert(program: str, folder: Path, target: Path, watch: Watch) -> None:
         if process.returncode:
             raise _failed(program, process.returncode, log, partial)
         if not read_gguf(partial).tensors:
-            raise ModelError(f"{_called(program)} wrote a GGUF without tensors", remedy="Try it by hand")
+            raise ModelError(f"{_called(program)} wrote a GGUF without tensors", remedy=_next(program))
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(target)
@@ -125,7 +129,8 @@ def stamp(
                 kind = types[tensor.name]
                 placed.append((tensor, kind, output.at - start))
                 for rows in _rows(stored, tensor):
-                    output.write(rows if kind is tensor.type else requantise(rows, tensor.type, kind))
+                    changed = rows if kind is tensor.type else requantise(tensor.name, rows, tensor.type, kind)
+                    output.write(changed)
                     done += rows.size
                     progress(done, total)
                 output.write(bytes(padded(output.at - start, structure.alignment) - (output.at - start)))
@@ -175,8 +180,12 @@ def _failed(program: str, status: int, log: Path, partial: Path) -> AbliteratedE
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit {status}"
     return ModelError(
         f"{name} could not convert the folder ({how}){': ' + last if last else ''}",
-        remedy=NEXT if is_engine(program) else "Update llama.cpp, or convert the folder by hand",
+        remedy=_next(program),
     )
+
+
+def _next(program: str) -> str:
+    return NEXT if is_engine(program) else "Update llama.cpp, or convert the folder by hand"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

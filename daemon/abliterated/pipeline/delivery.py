@@ -97,7 +97,8 @@ def deliver(sources: Sequence[Path], output: Path) -> None:
         sync_folder(output)
     except OSError as error:
         raise DiskError(
-            f"can't write into {output.name}/: {error.strerror}", remedy="Make room on that disk, and run it again"
+            f"can't write into {output.name}/: {error.strerror}",
+            remedy="Check that folder and its disk's room, and run it again",
         ) from error
 
 
@@ -106,7 +107,7 @@ def forget_result(output: Path) -> None:
     try:
         (output / RESULT_FILE).unlink(missing_ok=True)
     except OSError as error:
-        raise DiskError(f"can't write into {output.name}/: {error.strerror}", remedy="Check its rights") from error
+        raise DiskError(f"can't write into {output.name}/: {error.strerror}", remedy="Check that folder") from error
 
 
 def digest(path: Path, watch: Watch) -> tuple[str, int]:

@@ -174,7 +174,7 @@ def _write(
                     kind = Type[made[-1][0].type]
                 elif kind is not tensor.type:
                     for raw_rows in _rows(stored, tensor):
-                        output.write(requantise(raw_rows, tensor.type, kind))
+                        output.write(requantise(tensor.name, raw_rows, tensor.type, kind))
                         advance(raw_rows.size)
                 else:
                     editor.behind.copy(stored, tensor.start, tensor.size, offset)

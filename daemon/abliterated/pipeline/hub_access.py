@@ -106,15 +106,16 @@ def translated(error: Exception, hub: Hub, name: str, revision: str) -> Ablitera
             )
         case hub_errors.HfHubHTTPError():
             return _answered(error.response.status_code, hub, name)
-        case hub_errors.OfflineModeIsEnabled():
-            return ModelError(f"{name} can't be fetched: HF_HUB_OFFLINE is set", remedy="Unset HF_HUB_OFFLINE")
         case Incomplete() | httpx2.HTTPError() | hub_errors.RevisionResolutionError():
             return HubUnavailable(
                 f"{host} does not answer, or breaks off: {name} is not here yet",
                 remedy="Check the network, or HF_ENDPOINT; what was fetched is kept",
             )
         case hub_errors.LocalEntryNotFoundError():
-            return HubUnavailable(f"{host} does not answer: {name} is not here yet", remedy="Check the network")
+            return HubUnavailable(
+                f"{host} lists the files of {name}, but does not give them",
+                remedy="Try again later, or check HF_ENDPOINT",
+            )
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return DiskError(
                 f"the disk is full: {name} does not fit into the cache",
@@ -125,7 +126,9 @@ def translated(error: Exception, hub: Hub, name: str, revision: str) -> Ablitera
                 f"{name} can't be written into the cache: {error.strerror or _redacted(error, hub)}",
                 remedy="Check the rights of the folder HF_HOME names",
             )
-    return ModelError(f"{name} can't be fetched: {_redacted(error, hub)}", remedy="Check its name")
+    return ModelError(
+        f"{name} can't be fetched from {host}: {_redacted(error, hub)}", remedy="Check its name, and HF_ENDPOINT"
+    )
 
 
 def _answered(status: int, hub: Hub, name: str) -> AbliteratedError:

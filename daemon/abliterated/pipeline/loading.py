@@ -267,13 +267,14 @@ def _named(source: Source, what: str) -> Iterator[None]:
         yield
     except (AbliteratedError, Unstreamable):
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(
-            f"{source.name} does not fit into the memory here",
-            remedy='Set run.device = "cpu" or run.dtype = "bfloat16"',
-        ) from error
     except Exception as error:
         line = str(error).strip().partition("\n")[0][:300]
+        # Of the host's memory torch says so in words alone.
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in line:
+            raise OutOfMemory(
+                f"{source.name} does not fit into the memory here",
+                remedy='Set run.device = "cpu" or run.dtype = "bfloat16"',
+            ) from error
         raise ModelError(
             f"transformers can't read the {what} of {source.name} (architecture {source.architecture}): {line}",
             remedy="Measure on the Hugging Face folder, or give a direction file",

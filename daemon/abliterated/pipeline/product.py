@@ -188,10 +188,7 @@ def from_checkpoint(task: Task, source: Source, checkpoint: Source, watch: Watch
             remedy="Set `model` to what the folder was made from",
         )
     product = Product(checkpoint.path, "safetensors")
-    done = converted(task, checkpoint, product, watch)
-    if done.format != "gguf":
-        raise ModelError(done.notes[0], remedy="Update llama.cpp, or convert the folder by hand")
-    return done
+    return converted(task, checkpoint, product, watch)
 
 
 def _edited_gguf(
@@ -270,7 +267,8 @@ def _edited_folder(
 
 
 def converted(task: Task, source: Source, folder: Product, watch: Watch) -> Product:
-    """The edited folder as a GGUF. Where the converter can't, the folder is the product, and a note says why."""
+    """The edited folder as a GGUF. Where the converter can't, the folder is the product, and a note says why; one that
+    was edited before is none: ModelError."""
     from abliterated.pipeline.convert import convert, stamp
 
     work, name = Path(task.work), target_name(task.recipe).model
@@ -284,6 +282,8 @@ def converted(task: Task, source: Source, folder: Product, watch: Watch) -> Prod
         try:
             convert(task.converter, folder.path, raw, watch)
         except ModelError as error:
+            if folder.edited is None:
+                raise
             return Product(folder.path, "safetensors", folder.edited, None, (_no_gguf(error, folder.path.name),))
         keep(work, "raw", inputs, raw, edited)
     keys, notes = template_keys(task, raw)

@@ -9,6 +9,7 @@ import json
 import math
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,19 +61,26 @@ class Shard:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`. ModelError where there is none."""
-    return _read_object(folder / CONFIG, "Give a folder as Hugging Face has them: config.json beside *.safetensors")
+    if not (folder / CONFIG).exists():
+        raise ModelError(
+            f"{folder.name} has no {CONFIG}", remedy=f"Give a .gguf file or a folder with {CONFIG} and safetensors"
+        )
+    return _read_object(folder / CONFIG)
 
 
 def read_shards(folder: Path) -> tuple[Shard, ...]:
     """The model's shards, in the order of their names; other safetensors in the folder are not the model's."""
     if (folder / INDEX).is_file():
-        weights = _read_object(folder / INDEX, "Download the model again").get("weight_map")
+        weights = _read_object(folder / INDEX).get("weight_map")
         if not isinstance(weights, dict) or not weights or not all(isinstance(name, str) for name in weights.values()):
             raise ModelError(f"{INDEX} has no weight_map", remedy="Download the model again")
         names = sorted(set(weights.values()))
         strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
         if strange:
             raise ModelError(f"{INDEX} names {strange[0]!r}, which is no file beside it", remedy="Repair the index")
+        absent = [name for name in names if not (folder / name).is_file()]
+        if absent:
+            raise ModelError(f"{folder.name} lacks {absent[0]}", remedy="Download it again, completely")
     elif (folder / SINGLE).is_file():
         weights, names = None, [SINGLE]
     else:
@@ -118,16 +126,19 @@ def _read_shard(path: Path) -> Shard:
         tensors.append(Stored(name, dtype, shape, start, end - start))
     if not tensors:
         raise ModelError(f"{path.name} holds no tensors", remedy="Download it again")
-    return Shard(path, size, tuple(sorted(tensors, key=lambda tensor: tensor.start)))
+    tensors.sort(key=lambda tensor: tensor.start)
+    if any(after.start < before.start + before.size for before, after in pairwise(tensors)):
+        raise ModelError(f"{path.name} holds tensors that overlap", remedy="Download it again")
+    return Shard(path, size, tuple(tensors))
 
 
-def _read_object(path: Path, remedy: str) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"can't read {path.name}: {error.strerror}", remedy=remedy) from error
+        raise ModelError(f"can't read {path.name}: {error.strerror}", remedy="Check the folder") from error
     except ValueError as error:
-        raise ModelError(f"{path.name} is no JSON", remedy=remedy) from error
+        raise ModelError(f"can't read {path.name}: it is no JSON ({error})", remedy="Download it again") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path.name} is no JSON object", remedy=remedy)
+        raise ModelError(f"{path.name} holds no JSON object", remedy="Download it again")
     return found

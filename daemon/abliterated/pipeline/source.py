@@ -6,7 +6,6 @@ nor transformers: with a direction from a file, nothing more than this is needed
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Final, Literal
 from abliterate.contract.errors import ModelError
 from abliterated.pipeline.checkpoint_writers import depth_keys
 from abliterated.pipeline.gguf_file import GgufFile, read_gguf, split_parts
-from abliterated.pipeline.safetensors_file import read_shards
+from abliterated.pipeline.safetensors_file import CONFIG, read_config, read_shards
 
 # What other GGUF files are: projectors, speech, adapters, encoders without an answer to refuse.
 NO_LANGUAGE_MODEL: Final = frozenset(
@@ -112,22 +111,15 @@ def _tensor_names(structure: GgufFile, parts: tuple[Path, ...]) -> set[str]:
 
 
 def _folder(path: Path) -> Source:
-    if not (path / "config.json").exists() and len(found := _first_parts(path)) == 1:
+    if not (path / CONFIG).exists() and len(found := _first_parts(path)) == 1:
         return _gguf(found[0])
-    config = _json(path / "config.json", f"{path.name} has no config.json")
+    config = read_config(path)
     text: Mapping[str, Any] = config.get("text_config") or config
     if not any(path.glob("*.safetensors")):
         raise ModelError(
             f"{path.name} holds no safetensors",
             remedy="Pickled weights are never loaded: convert them to safetensors first",
         )
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        named = _json(index, "").get("weight_map")
-        files = set(map(str, named.values())) if isinstance(named, dict) else set()
-        missing = sorted(name for name in files if not (path / name).is_file())
-        if missing:
-            raise ModelError(f"{path.name} lacks {missing[0]}", remedy="Download it again, completely")
     # Every header against its file's length: a mapped file that ends too soon would end this process without a word.
     parts = tuple(shard.path for shard in read_shards(path))
     return Source(
@@ -154,18 +146,6 @@ def _layers(path: Path, config: Mapping[str, Any]) -> int:
     kinds = config.get("layers_block_type")
     listed = len(kinds) if isinstance(kinds, list) else 0
     return _number(path, config, *depth_keys(str(config.get("model_type", ""))), default=listed)
-
-
-def _json(path: Path, missing: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(missing, remedy="Give a .gguf file or a folder with config.json and safetensors") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"can't read {path.name}: {error}", remedy="Download it again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path.name} holds no JSON object", remedy="Download it again")
-    return found
 
 
 def _number(path: Path, config: Mapping[str, Any], *keys: str, default: int = 0) -> int:

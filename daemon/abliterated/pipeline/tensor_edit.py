@@ -126,13 +126,13 @@ def measure_rows(raw: Bytes, kind: Type, projection: Projection) -> list[slice]:
     return blocks
 
 
-def requantise(raw: Bytes, kind: Type, wanted: Type) -> Bytes:
-    """The same rows in another type. ModelError for NaN and Inf."""
+def requantise(name: str, raw: Bytes, kind: Type, wanted: Type) -> Bytes:
+    """The same rows in another type. ModelError for NaN and Inf, with the name of the tensor they are of."""
 
     def convert(at: slice) -> Bytes:
         values = dequantize(raw[at], kind)
         if not np.isfinite(values).all():
-            raise ModelError("NaN or Inf among the weights", remedy="Download or pull the model again")
+            raise ModelError(f"{name}: NaN or Inf among the weights", remedy="Download or pull the model again")
         return quantize(values, wanted)
 
     columns = raw.shape[1] // GGML_QUANT_SIZES[kind][1] * GGML_QUANT_SIZES[kind][0]

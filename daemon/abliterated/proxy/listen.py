@@ -70,12 +70,20 @@ def parse_upstream(text: str) -> Address:
         return _unix(text, "upstream")
     rest = text[7:].removesuffix("/") if text.lower().startswith("http://") else ""
     match = _HOST_PORT.fullmatch(rest) or _HOST_PORT.fullmatch(f"{rest}:80")
-    if match is None or not 0 < int(match["port"]) <= 65535 or not (match["six"] or match["host"]):
+    host = (match["six"] or match["host"]) if match else ""
+    if match is None or not 0 < int(match["port"]) <= 65535 or not _may_be_name(host):
         raise RecipeError(
             f"the upstream {text!r} is not an address the proxy can speak to",
             remedy="write http://127.0.0.1:11435 (no https, no path) or unix:/path/to/socket",
         )
-    return Address(match["six"] or match["host"], int(match["port"]))
+    return Address(host, int(match["port"]))
+
+
+def _may_be_name(host: str) -> bool:
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:  # an empty label, or one too long: looking it up would fail in no ordinary way
+        return False
 
 
 def _unix(text: str, what: str) -> Address:
@@ -112,7 +120,7 @@ def bind(address: Address) -> list[socket.socket]:
                 listener.listen(1024)  # here already: a second proxy must fail now, not later
             except OSError as error:
                 listener.close()
-                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(hosts) > 1:
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     continue
                 raise
             listener.setblocking(False)
@@ -132,7 +140,7 @@ def bind(address: Address) -> list[socket.socket]:
 def _resolve(address: Address) -> list[tuple[int, str]]:
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of what no name may look like
         raise RecipeError(
             f"the name {address.host!r} can't be resolved ({error})", remedy="listen on an IP address"
         ) from error
@@ -155,10 +163,16 @@ def _bind_error(address: Address, error: OSError) -> Exception:
 def _bind_unix(address: Address) -> socket.socket:
     path = Path(address.path)
     try:
-        if stat.S_ISSOCK(path.lstat().st_mode):
-            _clear_stale(address)
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise RecipeError(
+                f"can't listen on {address}: what lies there is no socket",
+                remedy="move it away, or choose another",
+            )
+        _clear_stale(address)
     except FileNotFoundError:
         pass
+    except OSError as error:
+        raise _bind_error(address, error) from error
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(str(path))

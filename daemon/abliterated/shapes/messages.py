@@ -64,6 +64,8 @@ def read_messages(request: MessagesRequest) -> list[Message]:
     for message in request.messages or []:
         content = message.get("content")
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+            raise Refused(400, "invalid message content: give a string or a list of blocks")
         talk += _read(str(message.get("role", "")), blocks)
     return talk
 
@@ -93,7 +95,7 @@ def _read(role: str, blocks: list[dict[str, Any]]) -> list[Message]:
             case "tool_result":
                 results.append(_result(block))
             case kind:
-                raise Refused(400, f"unsupported content block: {kind!r}")
+                raise Refused(400, f"unsupported content block: {kind!r}", remedy="Send text, images and tools only")
     said = Message(role, "".join(texts), thinking=thought or None, images=images or None, tool_calls=calls or None)
     return [*results, said] if texts or images or calls or thought or not results else results
 
@@ -101,7 +103,9 @@ def _read(role: str, blocks: list[dict[str, Any]]) -> list[Message]:
 def _image(block: dict[str, Any]) -> str:
     source = block.get("source") or {}
     if source.get("type") != "base64":
-        raise Refused(400, "invalid image source: only base64 is read")
+        raise Refused(
+            400, "invalid image source: only base64 is read", remedy="Send the image's bytes, not its address"
+        )
     return str(source.get("data", ""))
 
 

@@ -85,13 +85,17 @@ def read_message(message: dict[str, Any]) -> Message:
     if isinstance(content, list):
         texts = []
         for part in content:
+            if not isinstance(part, dict):
+                raise Refused(400, "invalid message format")
             if part.get("type") == "text":
                 texts.append(str(part.get("text", "")))
             elif part.get("type") == "image_url":
                 url = part.get("image_url")
                 url = url.get("url", "") if isinstance(url, dict) else str(url)
                 if not url.startswith("data:"):
-                    raise Refused(400, "invalid image input: only data: URLs are read")
+                    raise Refused(
+                        400, "invalid image input: only data: URLs are read", remedy="Send the image's bytes in one"
+                    )
                 images.append(url.partition(",")[2])
             else:
                 raise Refused(400, "invalid message format")

@@ -54,6 +54,7 @@ class Double:
     asked: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
     gone: threading.Event = field(default_factory=threading.Event)
     endless: bool = False
+    breaks: bool = False  # after what it says, instead of an end
     port: int = 0
 
     def bodies(self, path: str) -> list[dict[str, Any]]:
@@ -68,7 +69,8 @@ def _handler(double: Double) -> type[BaseHTTPRequestHandler]:
             pass
 
         def do_GET(self) -> None:
-            self._whole(200, {"version": double.version})
+            known = {"models": [{"name": MODEL}]} if self.path == "/api/tags" else {"version": double.version}
+            self._whole(200, known)
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -104,6 +106,9 @@ def _handler(double: Double) -> type[BaseHTTPRequestHandler]:
                     self._line(piece if isinstance(piece, dict) else {key: said, "done": False})
                 while double.endless:
                     self._line({key: "x" if key == "response" else {"content": "x"}, "done": False})
+                if double.breaks:
+                    self.close_connection = True
+                    return
                 if not any(isinstance(piece, dict) for piece in double.says):
                     self._line({key: "" if key == "response" else {"content": ""}, **last})
                 self.wfile.write(b"0\r\n\r\n")

@@ -51,7 +51,8 @@ def lamp(stage: Stage) -> Double:
     """The engine, as new."""
     double, running, assist = stage
     fresh = Double(str(Path(double.gguf).with_name("lamp.gguf")))
-    for name in ("gguf", "capabilities", "says", "status", "version", "system", "headers", "asked", "gone", "endless"):
+    names = ("gguf", "capabilities", "says", "status", "version", "system", "headers", "asked", "gone", "endless")
+    for name in (*names, "breaks"):
         setattr(double, name, getattr(fresh, name))
     assist.knowledge.forget()
     running.proxy.tally.series.clear()
@@ -182,7 +183,7 @@ def test_an_error_in_the_middle_is_told_and_never_looks_like_an_end(
     lamp.says = ["Hello", fault]
     with client(front) as http:
         answer = DIALECTS[api](http, MODEL, HELLO, [TOOL], stream, None)
-        assert answer.error, answer
+        assert any(words in answer.error for words in ("out of memory", "). Ask again; its log may tell why"))
         assert http.get("/api/version").status_code == 200
 
 
@@ -190,7 +191,11 @@ def test_an_engine_that_breaks_off_is_an_error_too(lamp: Double, front: Running)
     lamp.says = ["Hello", {"response": "there", "done": False}]  # and no last line
     with client(front) as http:
         answer = DIALECTS["/api/chat"](http, MODEL, HELLO, [TOOL], True, None)
-    assert answer.error == "the answer broke off"
+    assert answer.error == "the engine's answer broke off. Ask again; its log may tell why"
+    lamp.says, lamp.breaks = ["Hello"], True
+    with client(front) as http:
+        answer = DIALECTS["/api/chat"](http, MODEL, HELLO, [TOOL], True, None)
+    assert "broke off" in answer.error and "See the engine's log" in answer.error
 
 
 def test_where_the_engine_is_away_the_relay_answers(lamp: Double) -> None:

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 Help = Literal["off", "needed", "any", "always"]
 More = Literal["tool_choice", "parallel_tool_calls", "thinking_history"]
 _LONG: Final = 1 << 18
+_AGAIN: Final = "Ask again; its log may tell why"
 _PASSED_ON: Final = frozenset({b"host", b"origin", b"authorization", b"user-agent"})
 _PASSED_BACK: Final = ("access-control-", "vary", "www-authenticate")
 
@@ -227,9 +228,9 @@ class Assist:
                         costs.update(line.costs)
                         yield End(line.done_reason or "stop", line.prompt_eval_count, line.eval_count)
                         return
-                raise Refused(500, "the answer broke off")
+                raise Refused(500, "the engine's answer broke off", remedy=_AGAIN)
         except engine.Broken as error:
-            raise Refused(502, str(error)) from error
+            raise Refused(502, error.message, remedy=error.remedy) from error
 
 
 class _Said(msgspec.Struct, frozen=True, gc=False):
@@ -270,7 +271,7 @@ def _decode(line: bytes) -> _Line:
     try:
         return _decoder.decode(line)
     except msgspec.MsgspecError as error:
-        raise Refused(502, f"the engine's answer can't be read: {error}") from error
+        raise Refused(502, f"the engine's answer can't be read ({error})", remedy=_AGAIN) from error
 
 
 def _headers(asked: Asked) -> dict[str, str]:
