@@ -6,7 +6,6 @@ import json
 import resource
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from abliterate.contract.errors import AbliteratedError, DiskError, ModelError, OutOfMemory, RecipeError
 from abliterate.contract.messages import Progress
 from abliterate.contract.recipe import Edit, Run
-from abliterated.pipeline import gguf_file, loading, quantize
+from abliterated.pipeline import gguf_file, loading
 from abliterated.pipeline.activations import tail_logits
 from abliterated.pipeline.checkpoint import edit_checkpoint
 from abliterated.pipeline.contributions import find_contributions
@@ -366,49 +365,3 @@ def test_a_model_that_does_not_fit_is_told_and_no_crash(tmp_path: Path, room: in
     assert forked(load_within, folder, room, errors=tmp_path / "errors.txt") == 1
     last = (tmp_path / "errors.txt").read_text().strip()
     assert last.startswith("vast does not fit into the memory here. Set run.device")
-
-
-# ggml's quantisers.
-
-
-@pytest.fixture
-def untried() -> Iterator[None]:
-    """The library is looked for anew, and again behind the test."""
-    quantize._library.cache_clear()
-    yield
-    quantize._library.cache_clear()
-
-
-def ask_for_it() -> None:
-    quantize.quantize(np.zeros((1, 256), dtype=np.float32), Type.Q8_0)
-
-
-@pytest.mark.usefixtures("untried")
-def test_quantisers_that_are_not_there_or_not_ggml_s_are_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    remedy = "pip install 'abliterated[pipeline]'"
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "xllamacpp", None)  # as where it is not installed
-        with told(quantize.QuantiserError, "xllamacpp, which brings ggml's quantisers, is not installed", remedy):
-            ask_for_it()
-    monkeypatch.delitem(sys.modules, "xllamacpp", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "xllamacpp").mkdir()
-    (tmp_path / "xllamacpp" / "__init__.py").touch()
-    library = tmp_path / "xllamacpp" / "xllamacpp.so"
-    library.write_bytes(b"no library")
-    with told(quantize.QuantiserError, "this xllamacpp does not offer ggml's quantisers", remedy):
-        ask_for_it()
-    if not (compiler := shutil.which("cc")):
-        return
-    source = tmp_path / "zeros.c"
-    source.write_text(
-        "#include <stddef.h>\nvoid ggml_quantize_init(int kind) {}\n"
-        "_Bool ggml_quantize_requires_imatrix(int kind) { return 0; }\n"
-        "size_t ggml_quantize_chunk() { return 272; }\n"
-    )
-    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", str(library), str(source)], check=True)
-    said = "xllamacpp's quantiser of Q8_0 does not do what ggml's does"
-    with told(quantize.QuantiserError, said, "Reinstall xllamacpp"):
-        ask_for_it()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
@@ -127,3 +131,43 @@ def test_bfloat16_rounds_to_nearest_even():
     values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
     wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
     np.testing.assert_array_equal(ggml.to_bfloat16(values), wanted)
+
+
+@pytest.fixture
+def untried():
+    """The library is looked for anew, and again behind the test."""
+    ggml._library.cache_clear()
+    yield
+    ggml._library.cache_clear()
+
+
+def useless(said, remedy):
+    """What is found is not used, and that is what is said."""
+    with pytest.raises(ggml.QuantiserError, match=said) as raised:
+        ggml.quantize(np.zeros((1, 256), dtype=np.float32), Type.Q8_0)
+    assert remedy in raised.value.remedy
+
+
+@pytest.mark.usefixtures("untried")
+def test_quantisers_that_are_not_there_or_not_ggml_s_are_not_used(tmp_path, monkeypatch):
+    remedy = "pip install 'abliterated[pipeline]'"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "xllamacpp", None)  # as where it is not installed
+        useless("xllamacpp, which brings ggml's quantisers, is not installed", remedy)
+    monkeypatch.delitem(sys.modules, "xllamacpp", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "xllamacpp").mkdir()
+    (tmp_path / "xllamacpp" / "__init__.py").touch()
+    library = tmp_path / "xllamacpp" / "xllamacpp.so"
+    library.write_bytes(b"no library")
+    useless("this xllamacpp does not offer ggml's quantisers", remedy)
+    if not (compiler := shutil.which("cc")):
+        return
+    source = tmp_path / "zeros.c"
+    source.write_text(
+        "#include <stddef.h>\nvoid ggml_quantize_init(int kind) {}\n"
+        "_Bool ggml_quantize_requires_imatrix(int kind) { return 0; }\n"
+        "size_t ggml_quantize_chunk() { return 272; }\n"
+    )
+    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", str(library), str(source)], check=True)
+    useless("xllamacpp's quantiser of Q8_0 does not do what ggml's does", "Reinstall xllamacpp")

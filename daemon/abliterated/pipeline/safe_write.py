@@ -201,7 +201,10 @@ def _sync_file_range() -> Callable[[int, int, int, int], object] | None:
 def check(cancelled: Callable[[], bool]) -> None:
     """Raise Cancelled where the run was asked to stop."""
     if cancelled():
-        raise Cancelled("cancelled while editing the weights")
+        raise Cancelled(
+            "the run was asked to stop while it edited the weights",
+            remedy="Submit it again to go on where it stopped",
+        )
 
 
 def need_space(target: Path, needed: int) -> None:
