@@ -359,7 +359,7 @@ def load_within(folder: Path, room: int) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="such a limit is Linux's")
-@pytest.mark.parametrize("room", [500 << 20, 1200 << 20], ids=["to map it", "to read it"])
+@pytest.mark.parametrize("room", [500 << 20, 1200 << 20], ids=["to map it", "to map it twice"])
 def test_a_model_that_does_not_fit_is_told_and_no_crash(tmp_path: Path, room: int) -> None:
     folder = vast(tmp_path / "vast")
     assert forked(load_within, folder, room, errors=tmp_path / "errors.txt") == 1
