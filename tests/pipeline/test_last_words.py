@@ -19,7 +19,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file, save_file
 
-from abliterate.contract.errors import AbliteratedError, DiskError, ModelError, OutOfMemory, RecipeError
+from abliterate.contract.errors import AbliteratedError, DiskError, ModelError, OutOfHostMemory, RecipeError
 from abliterate.contract.messages import Progress
 from abliterate.contract.recipe import Edit, Run
 from abliterated.pipeline import gguf_file, loading
@@ -354,7 +354,7 @@ def load_within(folder: Path, room: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (held + room, held + room))
     try:
         load_model(source, Run(dtype="bfloat16"), Watch())
-    except OutOfMemory as error:
+    except OutOfHostMemory as error:
         sys.exit(str(error))
 
 
@@ -364,4 +364,4 @@ def test_a_model_that_does_not_fit_is_told_and_no_crash(tmp_path: Path, room: in
     folder = vast(tmp_path / "vast")
     assert forked(load_within, folder, room, errors=tmp_path / "errors.txt") == 1
     last = (tmp_path / "errors.txt").read_text().strip()
-    assert last.startswith("vast does not fit into the memory here. Set run.device")
+    assert last.startswith("vast does not fit into this machine's memory. Free some memory")

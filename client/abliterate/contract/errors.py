@@ -105,6 +105,13 @@ class OutOfMemory(AbliteratedError):
     exit_code = 70
 
 
+class OutOfHostMemory(AbliteratedError):
+    """The machine has too little memory for this job."""
+
+    failure = "oom-host"
+    exit_code = 70
+
+
 class Cancelled(AbliteratedError):
     """The run was asked to stop and did."""
 

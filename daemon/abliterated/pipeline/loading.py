@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import torch
 
-from abliterate.contract.errors import AbliteratedError, ModelError, OutOfMemory
+from abliterate.contract.errors import AbliteratedError, ModelError, OutOfHostMemory, OutOfMemory
 from abliterate.contract.recipe import Run
 from abliterated.pipeline.gguf_corrections import correct, correct_config
 from abliterated.pipeline.gguf_file import read_gguf
@@ -99,7 +99,7 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
 def load(source: Source, run: Run, watch: Watch, how: How | Placement | None = None) -> Loaded:
     """Load tokenizer and weights, or make ready to stream them (`how`; None: as the free memory has it).
 
-    ModelError where transformers can't; OutOfMemory where they don't fit.
+    ModelError where transformers can't; OutOfMemory, OutOfHostMemory where they don't fit.
     """
     tokenizer = load_tokenizer(source)
     allowed = devices(run.device)
@@ -270,9 +270,14 @@ def _named(source: Source, what: str) -> Iterator[None]:
     except Exception as error:
         line = str(error).strip().partition("\n")[0][:300]
         # Of the host's memory torch says so in words alone.
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in line:
+        if isinstance(error, MemoryError) or "allocate memory" in line:
+            raise OutOfHostMemory(
+                f"{source.name} does not fit into this machine's memory",
+                remedy='Free some memory, set run.dtype = "bfloat16", or take a smaller model',
+            ) from error
+        if isinstance(error, torch.OutOfMemoryError):
             raise OutOfMemory(
-                f"{source.name} does not fit into the memory here",
+                f"{source.name} does not fit into the device's memory",
                 remedy='Set run.device = "cpu" or run.dtype = "bfloat16"',
             ) from error
         raise ModelError(
