@@ -110,7 +110,7 @@ def test_the_tutorial_as_it_stands_and_the_clients_examples_beside_it(person: Pe
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     followed = steps(DOCS / "tutorial.md")
     for step in followed:
-        if asked := re.fullmatch(r"pip install '?abliterated\[(\w+)\]'?", step.command):
+        if asked := re.fullmatch(r"pip install '?\.\[(\w+)\]'?( +#.*)?", step.command):
             assert asked[1] in known
         elif step.command == "abliterated serve":
             person.serve(step.command)
