@@ -10,7 +10,8 @@ Does not know files, types, names or models.
 from __future__ import annotations
 
 import math
-from typing import Final, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,13 @@ from abliterate.contract.recipe import Edit
 Float32: TypeAlias = NDArray[np.float32]
 Float64: TypeAlias = NDArray[np.float64]
 Norm: TypeAlias = Literal["columns", "rows", "none"]
+Each: TypeAlias = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
 
 # A column (or row) of which less than this share of its squared length would remain is not scaled back up:
 # nothing but rounding noise is left there to scale.
 NOTHING_LEFT: Final = 1e-5
 
-BLOCK: Final = 1 << 17  # numbers handled at a time: a few such blocks of float32 fit into a core's cache
+BLOCK: Final = 1 << 19  # numbers handled at a time: fewer, and Python costs more than the arithmetic
 MOST_ROWS: Final = 256
 
 
@@ -224,17 +226,30 @@ def _inverse_root(rest: Float64 | Float32) -> Float32:
     return np.where(left, np.where(left, rest, 1.0) ** -0.5, 1.0).astype(np.float32)
 
 
-def edit_matrix(matrix: Float32, vectors: Float32, strength: float, norm: Norm) -> Float32:
-    """W' of a whole matrix in memory."""
+def edit_matrix(
+    matrix: Float32,
+    vectors: Float32,
+    strength: float,
+    norm: Norm,
+    *,
+    out: Float32 | None = None,
+    each: Each = map,
+) -> Float32:
+    """W' of a whole matrix in memory, in `out` if given (not `matrix` itself). `each`: how the blocks are gone through,
+    in order; a pool's `map` takes threads."""
     projection = Projection(vectors, strength, norm)
     projection.start(matrix.shape[1])
     blocks = row_blocks(*matrix.shape)
-    for at in blocks:
-        projection.add(projection.partial(at.start, matrix[at]))
+    for sums in each(lambda at: projection.partial(at.start, matrix[at]), blocks):
+        projection.add(sums)
     projection.finish()
-    edited = np.empty_like(matrix)
-    for at in blocks:
+    edited = np.empty_like(matrix) if out is None else out
+
+    def write(at: slice) -> None:
         edited[at] = projection.apply(at, matrix[at])
+
+    for _ in each(write, blocks):
+        pass
     return edited
 
 

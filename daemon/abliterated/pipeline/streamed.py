@@ -92,6 +92,7 @@ class Engine:
                     self._through(asked, batch, number)
                     if batch.lines is not None:
                         _forget(batch.cache, number, planned.shared)
+                    give_back()  # what is let go lies scattered, and adds up batch by batch
                     taken += 1
                     if message:
                         watch.step(done + count * taken / steps, total, "prompts", message)
