@@ -109,7 +109,7 @@ def draw(text: str) -> str:
     width = 20 + 8 * COLUMNS + 4
     dots = "".join(f'<circle cx="{22 + 18 * number}" cy="20" r="5.5" class="dot"/>' for number in range(3))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" xml:space="preserve" role="img" '
         f'aria-label="A terminal: a model that refuses is brought in, a job is followed, and the new model answers">\n'
         f"<style>{STYLE}</style>\n"
         f'<rect width="{width}" height="{height}" rx="10" class="paper"/>{dots}\n' + "\n".join(rows) + "\n</svg>\n"
