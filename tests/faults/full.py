@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from abliterated.jobs.journal import Journal
 from faults.house import MiniDaemon
-from faults.matrix import drop, problems
+from faults.matrix import drop, problems, tell
 
 PAGE = 4096
 FULL_SECONDS = 0.5  # what a daemon does while its disk is full: try again
@@ -105,18 +104,7 @@ def main() -> int:
                 shorts.append(short)
             enough = 0 if any(shorts) else enough + 1
             room += options.step
-    told = {
-        "runs": runs,
-        "full": full,
-        "room": room - options.step,
-        "lost": sum(": lost" in one for one in wrong),
-        "doubled": sum(": doubled" in one for one in wrong),
-        "wrong": len([one for one in wrong if ": lost" not in one and ": doubled" not in one]),
-        "seconds": round(time.monotonic() - begun, 1),
-        "examples": wrong[:5],
-    }
-    print(json.dumps(told, indent=1))
-    return 1 if wrong else 0
+    return tell({"runs": runs, "full": full, "room": room - options.step}, wrong, begun)
 
 
 if __name__ == "__main__":

@@ -274,11 +274,13 @@ def main() -> int:
             wrong += [f"{story}: {one}" for one in found]
             if wrong and options.sabotage:
                 break
+    return tell({"points": len(set(trace)), "places": len(trace), "runs": runs, "deaths": deaths}, wrong, begun)
+
+
+def tell(counts: dict[str, int], wrong: list[str], begun: float) -> int:
+    """Print what was counted and what was found wrong, by kind; returns the exit code."""
     told = {
-        "points": len(set(trace)),
-        "places": len(trace),
-        "runs": runs,
-        "deaths": deaths,
+        **counts,
         "lost": sum(": lost" in one for one in wrong),
         "doubled": sum(": doubled" in one for one in wrong),
         "wrong": len([one for one in wrong if ": lost" not in one and ": doubled" not in one]),
