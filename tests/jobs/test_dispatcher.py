@@ -306,6 +306,7 @@ async def test_what_was_being_registered_is_registered_by_the_next_daemon(house:
     assert (view.state, house.registered) == ("succeeded", [job_id])
     assert view.result is not None
     assert view.result.notes == ["registered"]
+    await house.dispatcher.stop()  # it waits for what a registration does after its job's end
     assert not product.exists(), "the engine has it now"
 
 
