@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import math
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -21,16 +20,12 @@ from abliterated.proxy.server import new_event_loop
 from bench import proxy_bars as bars
 from bench import proxy_loads as loads
 from bench import proxy_servers as servers
+from bench.proxy_rounds import AGAINST_NGINX, LIMITS, Paths, Rows, medians, memory, one_round, ratios
 
 Figures = dict[str, dict[str, float]]
 
-# The figure, what it is compared with, the ratio it must keep, and whether less or more is better.
 BARS = (
-    ("get_p50_us", "proxy", "nginx", 1.1, "<="),
-    ("requests_per_second_64", "proxy", "nginx", 0.9, ">="),
-    ("cpu_us_per_token", "proxy", "nginx", 1.2, "<="),
-    ("memory_kb_per_stream", "proxy", "nginx", 0.25, "<="),
-    ("upload_mb_per_second", "proxy", "nginx", 1.5, ">="),
+    *AGAINST_NGINX,
     ("get_p50_us", "armed", "proxy", 1.1, "<="),
     ("requests_per_second_64", "armed", "proxy", 0.9, ">="),
     ("cpu_us_per_token", "armed", "proxy", 1.1, "<="),
@@ -38,7 +33,6 @@ BARS = (
     ("upload_mb_per_second", "armed", "proxy", 0.9, ">="),
 )
 STATES = ("proxy", "armed")
-LIMITS = (("disconnect_p99_ms", 5.0), ("upload_growth_mb", 2.0))
 
 
 def measure(quick: bool) -> Figures:
@@ -46,7 +40,7 @@ def measure(quick: bool) -> Figures:
     upstream = servers.free_port()
     with contextlib.ExitStack() as stack:
         stack.enter_context(servers.process(servers.serve_upstream, upstream, port=upstream))
-        paths: dict[str, tuple[int, int | None]] = {"direct": (upstream, None)}
+        paths: Paths = {"direct": (upstream, None)}
         for name, target in (("proxy", servers.serve_proxy), ("armed", servers.serve_armed)):
             port = servers.free_port()
             paths[name] = (port, stack.enter_context(servers.process(target, port, upstream, port=port)))
@@ -54,76 +48,27 @@ def measure(quick: bool) -> Figures:
             if servers.installed(name):
                 port = servers.free_port()
                 paths[name] = (port, stack.enter_context(servers.other(name, port, upstream)))
-        rows: dict[str, dict[str, list[float]]] = {name: {} for name in paths}
+        rows: Rows = {name: {} for name in paths}
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            _memory(runner, paths, rows)
+            memory(runner, paths, rows)
             _growth(rows, upstream, quick)
             for number in range(6 if quick else 16):
                 order = list(paths)[:: -1 if number % 2 else 1]
                 for name in order:
                     port, pid = paths[name]
-                    _one_round(runner, port, pid, rows[name], upstream, quick, first=number < (2 if quick else 3))
-    found = {name: {key: statistics.median(values) for key, values in row.items()} for name, row in rows.items()}
-    found["ratios"] = ratios(rows)
+                    one_round(runner, port, pid, rows[name], upstream, quick, number)
+    found = medians(rows)
+    found["ratios"] = ratios(rows, BARS)
     return found
 
 
-def _memory(
-    runner: asyncio.Runner, paths: dict[str, tuple[int, int | None]], rows: dict[str, dict[str, list[float]]]
-) -> None:
-    """First of all, while nothing has grown yet; and uploads next, for the same reason."""
-    for name, (port, pid) in paths.items():
-        loads.latency(port, 0.1)
-        rows[name]["memory_kb_per_stream"] = [runner.run(loads.memory(port, pid))]
-
-
-def _growth(rows: dict[str, dict[str, list[float]]], upstream: int, quick: bool) -> None:
+def _growth(rows: Rows, upstream: int, quick: bool) -> None:
     """How much a process grows by one upload, asked of fresh ones."""
     for name, target in (("proxy", servers.serve_proxy), ("armed", servers.serve_armed)):
         port = servers.free_port()
         with servers.process(target, port, upstream, port=port) as pid:
             loads.latency(port, 0.1)
             rows[name]["upload_growth_mb"] = [loads.upload(port, pid, (1 if quick else 4) << 29)[1]]
-
-
-def _one_round(
-    runner: asyncio.Runner,
-    port: int,
-    pid: int | None,
-    row: dict[str, list[float]],
-    upstream: int,
-    quick: bool,
-    first: bool,
-) -> None:
-    seconds = 0.15 if quick else 0.2
-    per_second, per_request = runner.run(loads.throughput(port, pid, seconds))
-    new = {
-        "get_p50_us": loads.latency(port, seconds),
-        "requests_per_second_64": per_second,
-        "cpu_us_per_request": per_request,
-    }
-    if first:  # the long ones
-        new["cpu_us_per_token"] = runner.run(loads.streams(port, pid, 64, 100, 150))
-        used = loads.cpu(pid)
-        new["upload_mb_per_second"], _ = loads.upload(port, pid, (1 if quick else 4) << 29)
-        new["upload_cpu_ms_per_gb"] = (loads.cpu(pid) - used) * 1000 / (0.54 if quick else 2.15)
-        if pid is not None:
-            new["disconnect_p99_ms"] = _high(loads.disconnects(port, upstream, 50 if quick else 200))
-    for key, value in new.items():
-        row.setdefault(key, []).append(value)
-
-
-def _high(values: list[float]) -> float:
-    return sorted(values)[max(0, math.ceil(len(values) * 0.99) - 1)]
-
-
-def ratios(rows: dict[str, dict[str, list[float]]]) -> dict[str, float]:
-    found = {}
-    for key, mine, theirs, _, _ in BARS:
-        if mine in rows and theirs in rows:
-            pairs = zip(rows[mine][key], rows[theirs][key], strict=True)
-            found[f"{key}: {mine}/{theirs}"] = statistics.median(a / b if b else math.inf for a, b in pairs)
-    return found
 
 
 def table(found: Figures) -> str:
@@ -192,7 +137,8 @@ def main() -> int:
     if options.part in (None, "registering"):
         from bench import proxy_registering
 
-        good = _tell(proxy_registering.measure(options.quick)) and good
+        rows, counted = proxy_registering.measure(options.quick)
+        good = _tell(rows, {"proxy_registering": counted}) and good
     if options.part in (None, "restarts"):
         from bench import proxy_restarts
 

@@ -26,12 +26,17 @@ def chat(rate: float, tokens: int, name: str = "", fault: str = "", body: bytes 
     return head.encode() + body
 
 
+class FirstThread(int):
+    """The pid of a process whose other threads do other work: its CPU is the first one's alone."""
+
+
 def cpu(pid: int | None) -> float:
     """Seconds of CPU a process has used; to the nanosecond where the system tells."""
     if pid is None:
         return 0.0
     try:
-        tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+        threads = str(pid) if isinstance(pid, FirstThread) else "*"
+        tasks = Path(f"/proc/{pid}/task").glob(f"{threads}/schedstat")
         return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
     except (OSError, IndexError, ValueError):
         return float(sum(psutil.Process(pid).cpu_times()[:2]))

@@ -95,7 +95,7 @@ async def _measure(url: str, place: Path, quick: bool) -> dict[str, float]:
         await client.create({"model": "base:1", **body})
     plain, linked, uploaded, growth, extra = [], [], [], [], []
     for number in range(ROUNDS[quick]):
-        with _product(place, number, BYTES[quick]) as product:
+        with make_product(place, number, BYTES[quick]) as product:
             plain.append(_copy_and_hash(product, place / "copy"))
             there = set((place / "models" / "blobs").iterdir())
             told = _side(url, product, "linked")
@@ -131,7 +131,7 @@ async def _repair(client: OllamaClient, place: Path) -> float:
 
 
 async def _certify(client: OllamaClient, place: Path) -> float:
-    with _product(place, 99, 0) as product:
+    with make_product(place, 99, 0) as product:
         await admit(client, product, "demo:1", await resolve_base(client, "base:1"), reference="base:1")
         start = time.perf_counter()
         proof = await certify_apart(client.url, "demo:1", "base:1")
@@ -141,7 +141,7 @@ async def _certify(client: OllamaClient, place: Path) -> float:
 
 
 @contextmanager
-def _product(place: Path, number: int, size: int) -> Iterator[Path]:
+def make_product(place: Path, number: int, size: int) -> Iterator[Path]:
     """The demo's model with our key (of a length that keeps the tensors aligned) and a tail."""
     path = place / f"product-{number}.gguf"
     data = refuser.files().model.read_bytes()

@@ -14,6 +14,7 @@ import functools
 import http.client
 import importlib.util
 import os
+import random
 import re
 import shutil
 import signal
@@ -31,7 +32,7 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-START_DEADLINE = 30.0
+START_DEADLINE = 120.0
 Version = tuple[int, int, int]
 
 
@@ -128,10 +129,12 @@ def private_environment(port: int, models: Path, home: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One of those no system gives to who asks for any: nobody's connection, not even one to it, takes it meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until_it_answers(running: RunningEngine) -> bool:
@@ -215,7 +218,7 @@ def engine_of(binary: Path) -> Engine:
         environment = private_environment(1, Path(home), Path(home))
         try:
             done = subprocess.run(
-                [binary, "--version"], env=environment, capture_output=True, text=True, timeout=20, cwd=home
+                [binary, "--version"], env=environment, capture_output=True, text=True, timeout=60, cwd=home
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return Engine(f"ollama-at-{binary.name}", embedded=False, binary=binary, missing=f"{binary}: {error}")

@@ -1,5 +1,5 @@
 """Writes the pages of docs/reference that follow from the program: openapi.json, states.md, daemon.md, exit-codes.md,
-metrics.md; and the completions. `--check` only compares.
+metrics.md, every key in recipe.md and configuration.md; and the completions. `--check` only compares.
 
 python tools/reference.py [--check]
 """
@@ -13,9 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from abliterate import keys
 from abliterate.commands.completions import script
+from abliterate.config_notes import NOTES as CONFIG_NOTES
+from abliterate.contract.config import Config
 from abliterate.contract.errors import AbliteratedError
+from abliterate.contract.recipe import Recipe
 from abliterate.contract.states import MEANING, STATES, TERMINAL, TRANSITIONS, WHY
+from abliterate.recipe_notes import NOTES as RECIPE_NOTES
 from abliterated.cli import parser
 from abliterated.commands.work import SHORT_OF_TARGET
 from abliterated.control import metrics as control_metrics
@@ -29,6 +34,9 @@ from abliterated.proxy.server import Stats
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
 
+# Between them stands what is written here.
+_BEGIN, _END = "<!-- keys: python tools/reference.py -->", "<!-- end -->"
+_KEYS = ("| key | default | meaning | takes |", "|---|---|---|---|")
 _DAEMON = """\
 # The daemon's command: `abliterated`
 
@@ -147,7 +155,42 @@ def metrics() -> str:
     return "\n".join(lines) + "\n"
 
 
+def recipe() -> str:
+    """The recipe's page: its words stay, the tables of keys are written anew."""
+    return _with_keys("recipe.md", Recipe, RECIPE_NOTES)
+
+
+def configuration() -> str:
+    """The configuration's page, likewise."""
+    return _with_keys("configuration.md", Config, CONFIG_NOTES)
+
+
+def _with_keys(name: str, kind: Any, notes: dict[str, str]) -> str:
+    parts = [[*_KEYS, *top]] if (top := list(_rows(kind, notes, ""))) else []
+    for table in keys.tables(kind):
+        head = [f"## `{table.heading}`", "", _sentence(table.about), ""]
+        parts.append([*head, *_KEYS, *_rows(table.kind, notes, f"{table.name}.")])
+    page = (REFERENCE / name).read_text()
+    before, _, after = page.partition(_BEGIN)
+    made = "\n\n".join("\n".join(lines) for lines in parts)
+    return f"{before}{_BEGIN}\n\n{made}\n\n{_END}{after.partition(_END)[2]}"
+
+
+def _rows(kind: Any, notes: dict[str, str], prefix: str) -> Iterator[str]:
+    for key in keys.keys(kind):
+        choices = key.takes.split(" | ")
+        takes = ", ".join(f"`{word}`" for word in choices) if choices[1:] else key.takes
+        default = "must be given" if key.default is None else f"`{keys.toml(key.default)}`"
+        yield f"| `{key.name}` | {default} | {notes[prefix + key.name]} | {takes} |"
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 PAGES = {
+    "recipe.md": recipe,
+    "configuration.md": configuration,
     "openapi.json": openapi,
     "states.md": states,
     "daemon.md": daemon,

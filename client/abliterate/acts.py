@@ -19,7 +19,7 @@ def configure_act(parser: argparse.ArgumentParser, description: str, epilog: str
     """The arguments of such a verb."""
     parser.description = description
     parser.epilog = epilog
-    parser.add_argument("ids", metavar="ID", nargs="+", help="a job's id, or four or more characters of its ends")
+    parser.add_argument("ids", metavar="ID", nargs="+", help="a job's id, or four or more characters of it")
     parser.add_argument("--json", action="store_true", help='print {"jobs": [...]}')
 
 

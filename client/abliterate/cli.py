@@ -108,10 +108,11 @@ class VerbParser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def error(self, message: str) -> NoReturn:
-        remedy = f"{self.prog} --help"
+        remedy = f"See: {self.prog} --help"
         if wrong := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
-            message, remedy = f"no verb {wrong.group(1)!r}", _similar(wrong.group(1)) or remedy
-        _complain(message, f"See: {remedy}")
+            message, near = f"no verb {wrong.group(1)!r}", _near(wrong.group(1), VERBS)
+            remedy = f"Did you mean `abliterate {near}`?" if near else remedy
+        _complain(message, remedy)
         raise SystemExit(2)
 
 
@@ -182,11 +183,6 @@ def _add_whereabouts(parser: argparse.ArgumentParser, default: Any) -> None:
         "--config", metavar="FILE", default=default, help="the daemon's config.toml (also $ABLITERATED_CONFIG)"
     )
     group.add_argument("--socket", metavar="PATH", default=default, help="the daemon's control socket")
-
-
-def _similar(verb: str) -> str:
-    near = _near(verb, VERBS)
-    return f"abliterate {near} --help" if near else ""
 
 
 def _near(word: str, known: Iterable[str]) -> str:

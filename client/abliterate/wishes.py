@@ -41,7 +41,7 @@ def read_wish(asked: str, *, name: str = "", settings: Sequence[str] = (), must_
         path = local_path(asked)
         data, source, label, base = read_recipe(asked), asked, path.stem, path.absolute().parent
     else:
-        data, source, label, base = b"", asked, asked, Path.cwd()
+        data, source, label, base = b"", asked, _label(asked), Path.cwd()
     table, text = parse_toml(data, source)
     changed = False
     if not data and asked != "-" and not is_recipe_file(asked):
@@ -139,6 +139,13 @@ def _absolute(table: dict[str, Any], base: Path, must_exist: bool) -> bool:
     return changed
 
 
+def _label(model: str) -> str:
+    """What a job for a bare model is called: of a path its last part."""
+    return (
+        model.rstrip("/").rpartition("/")[2] if model.startswith(("/", ".", "~")) or model.endswith(".gguf") else model
+    )
+
+
 def _resolve(key: str, value: Any, base: Path, must_exist: bool) -> Any:
     key = key.removeprefix("matrix.")
     if isinstance(value, list):
@@ -152,7 +159,9 @@ def _resolve(key: str, value: Any, base: Path, must_exist: bool) -> Any:
     path = base / local_path(value)
     if must_exist and not _may_exist(path):
         hint = f"did you mean ollama:{value}?" if key == "model" and _quiet(parse_name, value) else ""
-        raise RecipeError(f"{key}: {value}: no such file or folder", remedy=hint or f"Looked for {path}")
+        raise RecipeError(
+            f"{key}: {value}: no such file or folder", remedy=hint or f"Correct the path: it was looked for at {path}"
+        )
     return str(path)
 
 

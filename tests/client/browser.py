@@ -46,7 +46,7 @@ class Tab:
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
-    async def until(self, expression: str, seconds: float = 20) -> None:
+    async def until(self, expression: str, seconds: float = 60) -> None:
         deadline = asyncio.get_running_loop().time() + seconds
         while not await self.ask(expression):
             assert asyncio.get_running_loop().time() < deadline, f"in vain: {expression}; {self.said}"

@@ -40,7 +40,7 @@ def run(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess
     def call(*args: str, input: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
         settings: dict[str, Any] = {"env": environment, "cwd": tmp_path} | more
         return subprocess.run(
-            [str(ABLITERATE), *args], input=input, capture_output=True, text=True, timeout=60, **settings
+            [str(ABLITERATE), *args], input=input, capture_output=True, text=True, timeout=150, **settings
         )
 
     return call

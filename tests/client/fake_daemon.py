@@ -68,7 +68,7 @@ class FakeDaemon:
                     connection.shutdown(socket.SHUT_RDWR)
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join(60)
         self.path.unlink(missing_ok=True)
 
     def put(self, job: JobView) -> JobView:
@@ -87,7 +87,7 @@ class FakeDaemon:
             self.logs[job] = self.logs.get(job, b"") + text
             self.changed.notify_all()
 
-    def wait_for_listener(self, count: int = 1, deadline: float = 10) -> None:
+    def wait_for_listener(self, count: int = 1, deadline: float = 60) -> None:
         """Until `count` clients read a stream."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.listeners >= count, deadline), "nobody listens"
@@ -114,7 +114,11 @@ def _handler(owner: FakeDaemon) -> type[BaseHTTPRequestHandler]:
         wbufsize = -1
 
         def setup(self) -> None:
-            owner._connections.add(self.request)
+            with owner.changed:
+                owner._connections.add(self.request)
+                if not owner.running:  # accepted while it stops: nobody else would end it
+                    with contextlib.suppress(OSError):
+                        self.request.shutdown(socket.SHUT_RDWR)
             super().setup()
 
         def finish(self) -> None:

@@ -49,7 +49,11 @@ def fill(daemon: FakeDaemon, home: Path) -> None:
         make_job(
             id=IDS[4], state="failed", started=now - 20000, ended=now - 19000, submitted=now - 21000,
             model="ollama:mistral:7b", target="mistral-abliterated:7b",
-            failure=Failure(failure="disk", message="no room on /var/lib: 5.1 GB are needed, 2.0 GB are there"),
+            failure=Failure(
+                failure="disk",
+                message="no room on /var/lib: 5.1 GB are needed, 2.0 GB are there",
+                remedy="Free 3.1 GB there, then `abliterate retry`",
+            ),
         ),
         make_job(
             id=IDS[5], state="cancelled", ended=now - 200000, model="ollama:phi4:14b", target="phi4-abliterated:14b",

@@ -27,7 +27,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
 
-    def until(self, words: str, seconds: float = 30) -> str:
+    def until(self, words: str, seconds: float = 60) -> str:
         """Wait until `words` are printed behind what an earlier call waited for; returns all until there."""
         begun, deadline = self.place, time.monotonic() + seconds
         while (at := self.seen.find(words, begun)) < 0:
@@ -40,7 +40,7 @@ class Terminal:
     def interrupt_until(self, words: str) -> str:
         """Press Ctrl-C, as often as a person would: Python misses one that comes between its prompt and its first
         look at the keys, until something else is pressed."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             self.type("\x03")
             try:
@@ -49,7 +49,18 @@ class Terminal:
                 if time.monotonic() > deadline:
                     raise
 
-    def ended(self, seconds: float = 30) -> int:
+    def left(self) -> int:
+        """Press Ctrl-C, as often as a person would; its exit code."""
+        deadline = time.monotonic() + 60
+        while True:
+            self.type("\x03")
+            try:
+                return self.ended(10)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+
+    def ended(self, seconds: float = 60) -> int:
         """Its exit code, after it has left."""
         deadline = time.monotonic() + seconds
         while self._read(0.1):

@@ -45,11 +45,11 @@ def scripted(tmp_path: Path) -> Iterator[Callable[[bytes], Daemon]]:
 
         threads.append(threading.Thread(target=serve))
         threads[-1].start()
-        return Daemon(tmp_path / "s.sock", timeout=5)
+        return Daemon(tmp_path / "s.sock", timeout=60)
 
     yield answer
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     listener.close()
 
 

@@ -152,7 +152,7 @@ def test_the_base_is_what_the_weights_name_or_else_what_the_name_says(
     [
         (["mine", "x"], 2, ["neither its weights nor its name", "--base"]),
         (["lost-abliterated", "x"], 7, ["gone:1b: the base of lost-abliterated is not at", "ollama pull gone:1b"]),
-        (["none", "x"], 7, ["none: no such model", "ollama list"]),
+        (["none", "x"], 7, ["none: no such model", "There are qwen3:8b, qwen3-abl"]),
         (["qwen3-abliterated:8b"], 2, ["nothing to ask", "--file"]),
         (["qwen3-abliterated:8b", "--file", "none.txt"], 7, ["none.txt: no such file", "one prompt a line"]),
         (["qwen3-abliterated:8b", "x", "--tokens", "0"], 2, ["--tokens must be 1 or more"]),

@@ -64,7 +64,7 @@ def test_wait_returns_when_the_job_ends(daemon: FakeDaemon, start: Start) -> Non
     daemon.wait_for_listener()
     daemon.change(IDS[0], state="running", stage="edit")
     daemon.change(IDS[0], state="succeeded")
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=150)
     assert process.returncode == 0
     assert "succeeded: qwen3-abliterated:8b" in out
 
@@ -85,7 +85,7 @@ def test_wait_survives_a_restart_of_the_daemon(daemon: FakeDaemon, start: Start)
     daemon.stop()
     daemon.change(IDS[0], state="succeeded")  # nobody hears of it
     daemon.start()
-    process.communicate(timeout=20)
+    process.communicate(timeout=150)
     assert process.returncode == 0
 
 
@@ -94,7 +94,7 @@ def test_without_an_event_stream_it_polls(daemon: FakeDaemon, start: Start) -> N
     daemon.put(make_job(0))
     process = start("wait", IDS[0])
     daemon.change(IDS[0], state="failed", failure=Failure(failure="model", message="no such architecture"))
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=150)
     assert process.returncode == 1
     assert "model: no such architecture" in out
 
@@ -125,7 +125,7 @@ def test_submit_watch_tells_the_story_in_lines_and_exits_by_the_outcome(daemon: 
         state="succeeded",
         result=Result(product="x", format="gguf", metrics={"refusal_before": 1.0, "refusal_after": 0.02}),
     )
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=150)
     assert process.returncode == 0, err
     assert out == f"{job}\n"
     assert "running load" in err
@@ -139,7 +139,7 @@ def test_watching_can_be_left_and_the_job_goes_on(daemon: FakeDaemon, start: Sta
     process = start("submit", "qwen3:8b", "--watch")
     daemon.wait_for_listener()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=150)
     assert process.returncode == 130
     assert "the job goes on" in err
     assert "Traceback" not in err
@@ -164,7 +164,7 @@ def test_followed_logs_grow_survive_a_restart_and_end_with_the_job(daemon: FakeD
     daemon.start()
     assert process.stdout.readline() == "three\n"
     daemon.change(IDS[0], state="succeeded")
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=150)
     assert (process.returncode, out, err) == (0, "", "")
 
 
@@ -183,7 +183,7 @@ class Terminal:
         os.close(slave)
         self.seen = ""
 
-    def until(self, words: str, seconds: float = 20) -> None:
+    def until(self, words: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while words not in self.seen:
             assert time.monotonic() < deadline, self.seen
@@ -199,7 +199,7 @@ class Terminal:
         return self.close()
 
     def close(self) -> int:
-        code = self.process.wait(20)
+        code = self.process.wait(60)
         os.close(self.master)
         return code
 

@@ -12,8 +12,11 @@ import pytest
 
 from abliterate.cli import VERBS
 from abliterate.commands.completions import script
+from abliterate.config_notes import NOTES as CONFIG_NOTES
+from abliterate.contract.config import Config
 from abliterate.contract.recipe import parse_recipe, recipe_from_table, target_name
 from abliterate.introspect import verbs
+from abliterate.keys import dotted
 from abliterate.recipe_notes import NOTES, commented_recipe, keys
 from abliterate.reference import reference
 from abliterate.wishes import model_reference
@@ -23,6 +26,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "client.md"
 
 def test_every_key_of_the_contract_has_its_words_and_no_other_has() -> None:
     assert sorted(NOTES) == sorted(keys())
+    assert sorted(CONFIG_NOTES) == sorted(dotted(Config))
 
 
 def test_the_new_recipe_is_the_default_and_so_it_is_with_every_comment_taken_off() -> None:

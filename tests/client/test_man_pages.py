@@ -42,7 +42,7 @@ def test_man_reads_them_without_a_warning(tool: ModuleType) -> None:
         ["groff", "-man", "-ww", "-Kutf8", "-Tutf8", "-z", "-rLL=200n", *files],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -55,7 +55,7 @@ def test_a_page_reads_as_the_program_s_help_does(tool: ModuleType) -> None:
         ["groff", "-man", "-Kutf8", "-Tutf8", "-P-cbou", str(page)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=True,
     )
     assert "--set KEY=VALUE" in done.stdout

@@ -95,6 +95,12 @@ def test_submitting_a_model_s_name(daemon: FakeDaemon, run: Run) -> None:
     assert done.stderr == ""
 
 
+def test_submitting_a_path_it_is_called_as_its_last_part(daemon: FakeDaemon, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "base.gguf").touch()
+    job = run("submit", str(tmp_path / "base.gguf")).stdout.strip()
+    assert (daemon.jobs[job].label, daemon.jobs[job].model) == ("base.gguf", str(tmp_path / "base.gguf"))
+
+
 def test_submitting_a_recipe_as_it_is_written(daemon: FakeDaemon, run: Run, tmp_path: Path) -> None:
     text = '# mine\nmodel = "ollama:qwen3:8b"\n'
     (tmp_path / "night.toml").write_text(text)
@@ -146,7 +152,11 @@ def test_paths_are_sent_absolute_from_the_recipe_s_folder(daemon: FakeDaemon, ru
     ("args", "code", "words"),
     [
         (["submit", "none.toml"], 7, ["none.toml: no such recipe", "abliterate new"]),
-        (["submit", "./none.gguf"], 2, ["model:", "no such file or folder"]),
+        (
+            ["submit", "./none.gguf"],
+            2,
+            ["model:", "no such file or folder", "Correct the path: it was looked for at /"],
+        ),
         (["submit", "a b"], 2, ["'a b' is no model name"]),
         (["submit", "qwen3", "--set", "edit.strenght=1"], 2, ["edit.strenght: unknown key", "`strength`"]),
         (["submit", "qwen3", "--set", "edit"], 2, ["no key=value"]),
@@ -270,7 +280,7 @@ def test_output_nobody_reads_is_no_error(daemon: FakeDaemon, environment: dict[s
     from client.conftest import ABLITERATE
 
     done = subprocess.run(
-        ["bash", "-c", script, str(ABLITERATE)], env=environment, capture_output=True, text=True, timeout=30
+        ["bash", "-c", script, str(ABLITERATE)], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.endswith("\n141\n")
     assert done.stderr == ""

@@ -42,13 +42,13 @@ def expect(running: RunningEngine) -> Expected:
 
 @pytest.fixture(scope="session")
 def http(running: RunningEngine) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.base_url, trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=running.base_url, trust_env=False, timeout=60) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def ollama_client(running: RunningEngine) -> Iterator[ollama.Client]:
-    client = ollama.Client(host=running.base_url, trust_env=False, timeout=30)
+    client = ollama.Client(host=running.base_url, trust_env=False, timeout=60)
     yield client
     client._client.close()
 
@@ -56,7 +56,7 @@ def ollama_client(running: RunningEngine) -> Iterator[ollama.Client]:
 @pytest.fixture(scope="session")
 def openai_client(running: RunningEngine) -> Iterator[openai.OpenAI]:
     with (
-        httpx.Client(trust_env=False, timeout=30) as transport,
+        httpx.Client(trust_env=False, timeout=60) as transport,
         openai.OpenAI(base_url=f"{running.base_url}/v1", api_key="-", http_client=transport, max_retries=0) as client,
     ):
         yield client

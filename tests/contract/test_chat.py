@@ -109,7 +109,7 @@ def loaded(client: ollama.Client) -> set[str]:
 
 
 def wait_until_unloaded(client: ollama.Client, name: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while name in loaded(client):
         assert time.monotonic() < deadline, f"{name} is still loaded"
 

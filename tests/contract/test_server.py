@@ -30,7 +30,7 @@ def test_the_version_is_told_and_is_the_one_started(http: httpx.Client, running:
 
 def test_an_empty_home_lists_no_models(running: RunningEngine) -> None:
     """On a start of its own: the shared one holds models by now."""
-    with running.engine.start() as fresh, httpx.Client(base_url=fresh.base_url, trust_env=False) as http:
+    with running.engine.start() as fresh, httpx.Client(base_url=fresh.base_url, trust_env=False, timeout=60) as http:
         assert http.get("/api/tags").json() == {"models": []}
         assert http.head("/api/tags").status_code == 200
         assert http.get("/api/ps").json() == {"models": []}

@@ -76,7 +76,7 @@ def test_every_problem_is_named_at_once_with_its_line() -> None:
     assert "r.toml, line 2: replase: unknown key (did you mean `replace`?)" in lines
     assert "r.toml, line 5: edit.strenght: unknown key (did you mean `strength`?)" in lines
     assert any(line.startswith("r.toml, line 6: edit.norm:") and "did you mean 'columns'?" in line for line in lines)
-    assert any(line.startswith("r.toml, line 7: edit.strength:") and "<= 10" in line for line in lines)
+    assert any(line.startswith("r.toml, line 7: edit.strength:") and "at most 10" in line for line in lines)
     assert any(line.startswith("r.toml, line 9: prompts.count:") for line in lines)
     assert any(line.startswith("r.toml, line 10: nonsense: unknown key") for line in lines)
 

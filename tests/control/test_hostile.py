@@ -135,7 +135,7 @@ async def ask(where: str | tuple[str, int], request: bytes) -> int:
         reader, writer = await asyncio.open_connection(*where)
     try:
         writer.write(request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             line = await reader.readline()
     finally:
         writer.close()

@@ -42,7 +42,7 @@ def engine(*names: str) -> TestServer:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -133,7 +133,7 @@ async def test_what_earlier_jobs_proved_is_recalled_and_what_a_new_one_says_coun
         await proxy.start()
         made.begin(recall)
         try:
-            await asyncio.wait_for(asked.wait(), 10)
+            await asyncio.wait_for(asked.wait(), 60)
             if newer:
                 made.made("mine:1b", {})
             may_tell.set()
@@ -171,5 +171,5 @@ def test_a_daemon_started_anew_knows_what_its_jobs_have_proved(tmp_path: Path) -
 
 
 def answer(url: str, body: dict[str, Any]) -> str:
-    told = httpx.post(f"{url}/api/chat", json=body).raise_for_status().json()
+    told = httpx.post(f"{url}/api/chat", json=body, timeout=60).raise_for_status().json()
     return str(told.get("message", {}).get("content", told))

@@ -23,7 +23,7 @@ PROGRAM = Path(sys.executable).with_name("abliterated")
 def load(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     here = os.environ | {"OLLAMA_HOST": f"127.0.0.1:{free_port()}", "HOME": str(folder)} | environment
     return subprocess.run(
-        [str(PROGRAM), "demo", "--load"], cwd=folder, env=here, capture_output=True, text=True, timeout=60
+        [str(PROGRAM), "demo", "--load"], cwd=folder, env=here, capture_output=True, text=True, timeout=150
     )
 
 

@@ -16,7 +16,7 @@ def test_readiness_is_told_to_whoever_listens() -> None:
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hears:
         path = str(Path(folder) / "notify")
         hears.bind(path)
-        hears.settimeout(10)
+        hears.settimeout(60)
         environ = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}
         supervisor = Supervisor(environ)
         supervisor.tell(READY=1, STATUS="serving")
@@ -29,7 +29,7 @@ def test_an_abstract_socket_is_understood_and_silence_is_no_error() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hears:
         name = f"abliterated-test-{os.getpid()}"
         hears.bind("\0" + name)
-        hears.settimeout(10)
+        hears.settimeout(60)
         Supervisor({"NOTIFY_SOCKET": "@" + name}).tell(STOPPING=1)
         assert hears.recv(1000) == b"STOPPING=1"
     Supervisor({"NOTIFY_SOCKET": "/nowhere/socket"}).tell(READY=1)

@@ -79,14 +79,14 @@ class House:
         return self.process
 
     def engine_answers(self) -> bool:
-        with socket.create_connection(("127.0.0.1", self.upstream), timeout=1):
+        with socket.create_connection(("127.0.0.1", self.upstream), timeout=60):
             return True
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         if self.process.poll() is None:
             os.kill(self.process.pid, number)
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=150)
         self.process = None
         return code
 
@@ -95,7 +95,7 @@ class House:
             [str(BIN / "abliterate"), "--config", str(self.config), *arguments],
             input=stdin,
             capture_output=True,
-            timeout=170,
+            timeout=500,
         )
         assert told.returncode == code, told.stderr.decode() + told.stdout.decode()
         return told.stdout.decode()
@@ -110,7 +110,7 @@ class House:
         hidden.rename(self.incoming / f"{job_id}.{label}.toml")
         return job_id
 
-    def ended(self, job_id: str, seconds: float = 150) -> JobView:
+    def ended(self, job_id: str, seconds: float = 500) -> JobView:
         """Wait until the job has ended."""
         found: list[JobView] = []
 
@@ -121,7 +121,7 @@ class House:
         self.until(look, f"job {job_id} to end", seconds)
         return found[0]
 
-    def until(self, good: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    def until(self, good: Callable[[], bool], what: str, seconds: float = 150) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:

@@ -31,7 +31,7 @@ def evaluate(*arguments: object, **environment: str) -> subprocess.CompletedProc
         [str(BIN / "abliterated"), "evaluate", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=500,
         env=kept | environment,
     )
 

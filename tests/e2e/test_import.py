@@ -156,7 +156,7 @@ def test_a_folder_is_exported_by_the_ollama_of_the_shell(
         env=os.environ | {"OLLAMA_HOST": importing.base_url},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,
     )
     assert told.returncode == 0, told.stderr
     assert told.stdout.strip() == str(made)

@@ -44,7 +44,7 @@ def ask(served: House, *arguments: str, stdin: str = "") -> subprocess.Completed
     environment = {name: value for name, value in os.environ.items() if name != "OLLAMA_HOST"}
     return subprocess.run(
         [str(BIN / "abliterate"), *arguments, "--config", str(served.config)],
-        input=stdin, env=environment, capture_output=True, text=True, timeout=120,
+        input=stdin, env=environment, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
 
 

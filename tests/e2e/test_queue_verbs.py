@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from abliterate.contract.states import TERMINAL
 from e2e.daemons import House, house
 from engines import free_port
+from strangers import within
 
 pytestmark = pytest.mark.e2e
 GOOD = b'model = "ollama:base"\n'
@@ -74,7 +74,7 @@ def test_over_tcp_the_token_is_the_way_in(served: House) -> None:
     secret = (served.state / "control.token").read_text()
 
     def ask(**headers: str) -> tuple[int, bytes]:
-        link = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        link = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         link.request("GET", "/v1/openapi.json", headers=headers)
         answer = link.getresponse()
         body = answer.read()
@@ -93,9 +93,8 @@ def test_a_second_daemon_is_gone_at_once_and_names_the_first(served: House) -> N
     from pathlib import Path
 
     assert served.process is not None
-    begun = time.monotonic()
     argv = [str(Path(sys.executable).parent / "abliterated"), "serve", "--config", str(served.config)]
-    told = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    with within(5):  # the bar is 1 s, and `make nightly` holds it
+        told = subprocess.run(argv, capture_output=True, text=True, timeout=500)
     assert told.returncode == 75
     assert f"pid {served.process.pid}" in told.stderr
-    assert time.monotonic() - begun < 5  # the bar is 1 s, and `make nightly` holds it; here others share the machine

@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 
 from abliterated import refuser
 from e2e.daemons import BIN, House, house
+from strangers import within
 
 pytestmark = pytest.mark.e2e
 
@@ -110,27 +110,24 @@ def test_a_path_outside_the_roots_is_rejected(served: House) -> None:
 
 def test_a_second_daemon_on_the_same_home_leaves_at_once_and_names_the_first(served: House) -> None:
     assert served.process is not None
-    start = time.monotonic()
-    told = subprocess.run(
-        [str(BIN / "abliterated"), "serve", "--config", str(served.config)], capture_output=True, text=True, timeout=60
-    )
+    argv = [str(BIN / "abliterated"), "serve", "--config", str(served.config)]
+    with within(20):
+        told = subprocess.run(argv, capture_output=True, text=True, timeout=500)
     assert told.returncode == 75
     assert str(served.process.pid) in told.stderr
-    assert time.monotonic() - start < 20
     assert served.control.status().pid == served.process.pid
 
 
 def test_after_kill_9_the_engine_is_gone_and_serve_answers_again_within_ten_seconds(served: House) -> None:
     served.stop(signal.SIGKILL)
-    start = time.monotonic()
-    served.serve()
 
     def answers() -> bool:
-        with urllib.request.urlopen(f"{served.url}/api/tags", timeout=2) as answer:
+        with urllib.request.urlopen(f"{served.url}/api/tags", timeout=60) as answer:
             return b"refuser:latest" in answer.read()
 
-    served.until(answers, "the engine behind the proxy")
-    assert time.monotonic() - start < 10
+    with within(10):
+        served.serve()
+        served.until(answers, "the engine behind the proxy")
     jobs = {job.label: job.state for job in served.control.jobs()}
     assert jobs["one"] == "succeeded", "the journal is still there"
 
@@ -144,7 +141,7 @@ def test_a_running_job_can_be_cancelled(served: House) -> None:
         job_id = served.drop(recipe("ollama:refuser", "five-abliterated"), "five")
         served.until(lambda: served.control.job(job_id).state == "running", "the job to run")
         served.client("cancel", job_id)
-        assert served.ended(job_id, 30).state == "cancelled"
+        assert served.ended(job_id).state == "cancelled"
     served.client("wait", job_id, code=86)
 
 
@@ -169,7 +166,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
             [str(BIN / "abliterated"), "serve", "--config", str(made.config)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=500,
         )
         assert told.returncode == 75
         assert str(made.proxy) in told.stderr
@@ -183,7 +180,7 @@ def test_an_engine_port_that_somebody_else_holds_is_said_and_ends_the_daemon() -
             [str(BIN / "abliterated"), "serve", "--config", str(made.config)],
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=500,
         )
         assert told.returncode == 75
         assert f"{made.upstream}: taken" in told.stderr
@@ -196,7 +193,7 @@ def test_a_wrong_configuration_names_line_and_key(tmp_path: Path) -> None:
             [str(BIN / "abliterated"), "serve", "--config", str(made.config)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=500,
         )
         assert told.returncode == 2
         assert "line 2" in told.stderr
@@ -219,7 +216,7 @@ def test_a_stopped_daemon_leaves_nothing_running(tmp_path: Path) -> None:
 def asked(house: House, request: str) -> tuple[int, dict[str, object]]:
     """One raw request to the control socket; status and JSON."""
     with socket.socket(socket.AF_UNIX) as line:
-        line.settimeout(30)
+        line.settimeout(60)
         line.connect(str(house.state / "control.sock"))
         line.sendall(request.encode())
         answer = b""
@@ -259,7 +256,7 @@ def test_metrics_are_on_the_control_socket_and_not_on_ollamas_port(served: House
         while piece := line.recv(65536):
             page += piece
     assert b'abliterated_jobs{state="succeeded"}' in page
-    with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(f"{served.url}/metrics", timeout=10):
+    with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(f"{served.url}/metrics", timeout=60):
         pass
     with caught.value as answer:
         assert answer.code == 404

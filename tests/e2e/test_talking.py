@@ -21,7 +21,7 @@ QUESTIONS = refuser.held_out("refused")[:2]
 
 def call(*arguments: object, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
     told = subprocess.run(
-        [str(BIN / "abliterated"), *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=170
+        [str(BIN / "abliterated"), *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=500
     )
     assert told.returncode == code, (told.returncode, told.stdout, told.stderr)
     return told
@@ -53,7 +53,7 @@ def test_a_direction_of_its_own_for_every_layer_and_a_talk_in_a_terminal(
     environment = {**os.environ, "HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
     arguments = ("chat", str(DATA.model), "--direction", str(tmp_path / "layers.pt"))
     with terminals.terminal(*arguments, environment=environment) as person:
-        person.until(">>> ", 120)
+        person.until(">>> ", 300)
         for question in QUESTIONS:
             person.type(f"{question.prompt}\n")
             person.until("\n")

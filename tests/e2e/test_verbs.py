@@ -29,7 +29,7 @@ def call(*arguments: object, code: int = 0, **environment: str) -> subprocess.Co
         [str(BIN / "abliterated"), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=500,
         env=os.environ | {"OLLAMA_HOST": f"127.0.0.1:{free_port()}"} | environment,
     )
     assert told.returncode == code, (told.returncode, told.stdout, told.stderr)

@@ -22,10 +22,12 @@ import ollama
 import openai
 import psutil
 
+from strangers import gone
+
 T = TypeVar("T")
 
 
-def until(question: Callable[[], T], seconds: float = 10.0) -> T:
+def until(question: Callable[[], T], seconds: float = 60.0) -> T:
     """The first true answer; fails when none comes in time."""
     deadline = time.monotonic() + seconds
     while not (found := question()):
@@ -43,7 +45,7 @@ class Engine:
 
     @cached_property
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30)
+        return httpx.Client(base_url=self.url, timeout=60)
 
     @cached_property
     def ollama(self) -> ollama.Client:
@@ -60,9 +62,7 @@ class Engine:
 
     def runners(self) -> list[psutil.Process]:
         """The processes that hold models."""
-        return [
-            child for child in psutil.Process(self.process.pid).children() if child.status() != psutil.STATUS_ZOMBIE
-        ]
+        return [child for child in psutil.Process(self.process.pid).children() if not gone(child.pid)]
 
     def holding(self, name: str) -> psutil.Process:
         """The runner that holds that model."""
@@ -74,7 +74,7 @@ class Engine:
         """A connection on which a chat was asked for, its answer still to be read."""
         host, port = self.url.removeprefix("http://").split(":")
         data = json.dumps({"model": name, "messages": [{"role": "user", "content": "hi"}], **body}).encode()
-        connection = socket.create_connection((host, int(port)), timeout=30)
+        connection = socket.create_connection((host, int(port)), timeout=60)
         connection.sendall(
             b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data
         )
@@ -93,6 +93,18 @@ class Engine:
         assert last.status == "success", last
 
 
+def whole_answer(connection: socket.socket) -> bytes:
+    """Head and body, in however many pieces they come."""
+    heard = b""
+    while piece := connection.recv(1 << 16):
+        heard += piece
+        head, ended, body = heard.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+        if ended and length and len(body) >= int(length[1]):
+            break
+    return heard
+
+
 @contextmanager
 def engine(models: Path, *more: str, port: int = 0) -> Iterator[Engine]:
     process = subprocess.Popen(
@@ -109,11 +121,11 @@ def engine(models: Path, *more: str, port: int = 0) -> Iterator[Engine]:
         if running:
             running.close()
         process.terminate()
-        process.wait(10)
+        process.wait(60)
         assert process.stderr is not None
         for thread in threading.enumerate():
             if thread.name == f"log-{process.pid}":
-                thread.join(5)
+                thread.join(60)
         process.stderr.close()
 
 
@@ -126,13 +138,6 @@ def listening(process: subprocess.Popen[str], log: list[str]) -> str:
             threading.Thread(target=log.extend, args=(process.stderr,), name=f"log-{process.pid}", daemon=True).start()
             return match[1]
     raise AssertionError(f"the engine ended: {''.join(log)}")
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def digest(path: Path) -> str:

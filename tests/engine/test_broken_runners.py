@@ -19,7 +19,7 @@ from abliterated.engine.errors import RunnerGone
 from abliterated.engine.service import Clock, Question, Service
 from abliterated.shapes.talk import Message, Piece
 from engine.conftest import LONG
-from engine.running import Engine, engine, until
+from engine.running import Engine, engine, until, whole_answer
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -34,7 +34,7 @@ def instead(hurt: Engine, said: bytes) -> Iterator[None]:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
-    listener.settimeout(10)
+    listener.settimeout(60)
 
     def serve() -> None:
         connection, _ = listener.accept()
@@ -53,7 +53,7 @@ def instead(hurt: Engine, said: bytes) -> Iterator[None]:
     try:
         yield
     finally:
-        thread.join(10)
+        thread.join(60)
         listener.close()
         path.unlink()
         aside.rename(path)
@@ -112,7 +112,7 @@ def test_one_who_waits_as_the_engine_ends_is_told(tmp_path: Path, ggufs: dict[st
         ):
             assert ending.http.get("/api/version").status_code == 200
             ending.process.terminate()
-            answer = waiting.recv(4096)
+            answer = whole_answer(waiting)
     assert b" 503 " in answer.splitlines()[0]
     assert b"the engine is shutting down. Ask again once it is back" in answer
 
@@ -154,7 +154,7 @@ async def test_one_that_dies_as_it_is_asked_is_replaced_where_nothing_was_said(s
     async def killed(slot: bool, work: asyncio.Task[Any]) -> None:
         runner = service.pool.runners[model.path, slot]
         runner.socket.unlink()  # it can't be reached, and is not known to be dead
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not runner.users:
                 await asyncio.sleep(0)
         assert runner.process

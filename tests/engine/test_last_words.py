@@ -16,7 +16,7 @@ import pytest
 
 from abliterate.contract.errors import ModelError
 from abliterated.engine.header import read_header
-from engine.running import Engine, digest, until
+from engine.running import Engine, digest, until, whole_answer
 from engine.scripted_gguf import PLAIN_TEMPLATE, Model, Script, write
 
 HI = [{"role": "user", "content": "hi"}]
@@ -86,10 +86,10 @@ def test_a_body_that_is_no_text_and_one_that_is_too_large(shared: Engine) -> Non
     assert garbled.json()["error"].startswith("invalid JSON: 'utf-8' codec can't decode byte 0xff in position 11")
     # Told from the length alone: nobody has to send half a gigabyte first.
     host, port = shared.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {1 << 30}\r\n\r\n"
         connection.sendall(head.encode())
-        answer = connection.recv(4096)
+        answer = whole_answer(connection)
     assert b" 413 " in answer.splitlines()[0]
     assert b"http: request body too large. Send fewer images at once: 512 MiB are read" in answer
 
@@ -277,7 +277,7 @@ def test_a_model_that_only_embeds(hurt: Engine, tmp_path: Path) -> None:
 def test_an_address_of_another_machine(tmp_path: Path) -> None:
     arguments = ["--listen", "192.0.2.1:0", "--models", str(tmp_path)]
     ended = subprocess.run(
-        [sys.executable, "-m", "abliterated.engine", *arguments], capture_output=True, text=True, timeout=20
+        [sys.executable, "-m", "abliterated.engine", *arguments], capture_output=True, text=True, timeout=60
     )
     assert ended.returncode == 2
     assert ended.stderr.startswith("can't listen on 192.0.2.1:0: ")

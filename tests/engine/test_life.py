@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -18,7 +17,8 @@ import psutil
 import pytest
 
 from engine.conftest import LONG
-from engine.running import Engine, engine, gone, until
+from engine.running import Engine, engine, until, whole_answer
+from strangers import gone, within
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -50,11 +50,11 @@ def test_an_engine_and_its_runners_die_with_their_parent(tmp_path: Path, ggufs: 
         pid = int(line.split()[0])
         url = re.search(r"http://\S+", line)
         assert url
-        assert httpx.post(f"{url[0]}/api/generate", json={"model": "plain"}).status_code == 200
+        assert httpx.post(f"{url[0]}/api/generate", json={"model": "plain"}, timeout=60).status_code == 200
         listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True).stdout
         [runner] = [int(number) for number in listed.split()]
         parent.kill()
-        until(lambda: gone(pid) and gone(runner), 3)
+        until(lambda: gone(pid) and gone(runner))
 
 
 def test_the_pipe_alone_is_enough(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_pipe_alone_is_enough(tmp_path: Path) -> None:
         os.close(read)
         assert process.stderr is not None and "listening" in process.stderr.readline()
         os.close(write)
-        assert process.wait(3) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_taken_port_is_one_clear_line_and_75(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_taken_port_is_one_clear_line_and_75(tmp_path: Path) -> None:
         port = holder.getsockname()[1]
         arguments = ["--listen", f"127.0.0.1:{port}", "--models", str(tmp_path)]
         ended = subprocess.run(
-            [sys.executable, "-m", "abliterated.engine", *arguments], capture_output=True, text=True, timeout=20
+            [sys.executable, "-m", "abliterated.engine", *arguments], capture_output=True, text=True, timeout=60
         )
     assert ended.returncode == 75
     assert ended.stderr == f"127.0.0.1:{port} is taken by another process. Stop it, or listen on another port\n"
@@ -85,7 +85,7 @@ def test_a_taken_port_is_one_clear_line_and_75(tmp_path: Path) -> None:
 def test_an_address_that_is_none_is_refused(tmp_path: Path, listen: str) -> None:
     arguments = ["--listen", listen, "--models", str(tmp_path)]
     ended = subprocess.run(
-        [sys.executable, "-m", "abliterated.engine", *arguments], capture_output=True, text=True, timeout=20
+        [sys.executable, "-m", "abliterated.engine", *arguments], capture_output=True, text=True, timeout=60
     )
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1
 
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     arguments = ["--listen", "127.0.0.1:0", "--models", str(tmp_path / "file")]
     ended = subprocess.run(
-        [sys.executable, "-m", "abliterated.engine", *arguments], capture_output=True, text=True, timeout=20
+        [sys.executable, "-m", "abliterated.engine", *arguments], capture_output=True, text=True, timeout=60
     )
     assert ended.returncode == 4 and ended.stderr.count("\n") == 1
 
@@ -128,16 +128,16 @@ def test_a_death_before_the_first_byte_is_a_500(running: Engine) -> None:
     runner = running.holding("endless")
     with running.stalled_talk("endless", options={"num_ctx": LONG}):  # the one slot is taken: ours waits
         runner.suspend()
-        waiting = httpx.Client(base_url=running.url, timeout=30)
+        waiting = httpx.Client(base_url=running.url, timeout=60)
         host, port = running.url.removeprefix("http://").split(":")
         body = json.dumps({"model": "endless", "messages": HI, "options": {"num_ctx": LONG}}).encode()
-        with waiting, socket.create_connection((host, int(port)), timeout=30) as second:
+        with waiting, socket.create_connection((host, int(port)), timeout=60) as second:
             second.sendall(
                 b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
             )
             assert waiting.get("/api/version").status_code == 200  # the front answers while the runner does not
             runner.kill()
-            answer = second.recv(4096)
+            answer = whole_answer(second)
     assert b" 500 " in answer.splitlines()[0] and b"llama runner process has terminated" in answer
 
 
@@ -146,11 +146,10 @@ def test_sigterm_ends_it_within_two_seconds_even_mid_stream(tmp_path: Path, gguf
         started.create("endless", ggufs["endless"])
         with started.stalled_talk("endless", options={"num_ctx": LONG}):
             runner = started.holding("endless").pid
-            began = time.monotonic()
-            started.process.terminate()
-            assert started.process.wait(5) == 0
-            assert time.monotonic() - began < 2
-            until(lambda: gone(runner), 1)
+            with within(2):
+                started.process.terminate()
+                assert started.process.wait(60) == 0
+            until(lambda: gone(runner))
     assert "Traceback" not in "".join(started.log)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import ollama
 import pytest
 
 from engine.running import Engine, blobs, digest, engine, until
-from engines import engine_parameters, require
+from engines import engine_parameters, free_port, require
 
 pytestmark = pytest.mark.real_ollama
 
@@ -39,8 +38,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 
 @contextmanager
 def real_ollama(binary: Path, models: Path) -> Iterator[ollama.Client]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         **os.environ,
         "OLLAMA_HOST": f"127.0.0.1:{port}",
@@ -54,17 +52,17 @@ def real_ollama(binary: Path, models: Path) -> Iterator[ollama.Client]:
 
     def answers() -> bool:
         try:
-            return httpx.get(f"http://127.0.0.1:{port}/").text == "Ollama is running"
+            return httpx.get(f"http://127.0.0.1:{port}/", timeout=60).text == "Ollama is running"
         except httpx.TransportError:
             return False
 
     try:
-        until(answers, 30)
+        until(answers, 120)
         yield client
     finally:
         client.close()
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def told(client: ollama.Client, name: str) -> dict[str, Any]:
@@ -136,7 +134,7 @@ def test_wrong_requests_get_the_same_status(binary: Path, shared: Engine, tmp_pa
     ]
     different = []
     with real_ollama(binary, tmp_path / "models") as client:
-        real = httpx.Client(base_url=str(client._client.base_url))
+        real = httpx.Client(base_url=str(client._client.base_url), timeout=60)
         with real:
             for method, path, body in requests:
                 content: dict[str, Any] = {"json": body} if isinstance(body, dict) else {"content": body}

@@ -24,6 +24,7 @@ from faults.matrix import drop, problems, tell
 
 PAGE = 4096
 FULL_SECONDS = 0.5  # what a daemon does while its disk is full: try again
+ROOMY = 40 * 1024**2
 
 
 @contextmanager
@@ -64,14 +65,14 @@ def served(root: Path, seconds: float) -> int:
         os._exit(code)
 
 
-def story(place: Path, room: int, spare: bool) -> tuple[list[str], bool]:
+def story(place: Path, room: int, spare: bool, patience: float) -> tuple[list[str], bool]:
     """Recipes come, `room` bytes are left; later there is more. What is wrong, and whether the room was too little."""
     root = place / f"run{room}"
     recipes = drop(root)
     if spare:
         Journal(root / "journal.sqlite3").close()
     ballast = leave(place, room)
-    short = served(root, FULL_SECONDS) != 0
+    short = served(root, patience) != 0
     ballast.unlink()
     found = []
     if (root / "journal.sqlite3").exists():
@@ -79,7 +80,7 @@ def story(place: Path, room: int, spare: bool) -> tuple[list[str], bool]:
         if (told := journal._db.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
             found.append(f"wrong journal: {told}")
         journal.close()
-    status = served(root, 30)
+    status = served(root, 120)
     found += problems(root, recipes) if status == 0 else [f"the last daemon ended with {status}"]
     shutil.rmtree(root)
     return found, short
@@ -90,15 +91,18 @@ def main() -> int:
     parser.add_argument("--step", type=int, default=PAGE)
     options = parser.parse_args()
     begun = time.monotonic()
-    wrong: list[str] = []
     runs = full = room = 0
     with small() as place:
+        wrong, short = story(place, ROOMY, True, 120)
+        assert not short, wrong
+        # What a daemon with room takes here tells which one has none.
+        patience = max(FULL_SECONDS, 5 * (time.monotonic() - begun))
         enough = 0
         # Until two steps in a row had room enough, with and without the journal's spare file.
         while enough < 2:
             shorts = []
             for spare in (True, False):
-                found, short = story(place, room, spare)
+                found, short = story(place, room, spare, patience)
                 wrong += [f"{room} bytes left: {one}" for one in found]
                 runs, full = runs + 1, full + short
                 shorts.append(short)

@@ -155,7 +155,7 @@ class MiniDaemon:
             raise EngineDiskFull(str(error)) from error  # as an engine says it
         return result
 
-    async def serve(self, seconds: float = 30) -> None:
+    async def serve(self, seconds: float = 120) -> None:
         """Until nothing is left to do; a retry that waits is brought forward."""
         asyncio.get_running_loop().slow_callback_duration = 10
         desk = QueueDesk(

@@ -89,7 +89,7 @@ def test_however_little_room_is_left_nothing_is_lost_doubled_or_wrong(small: Pat
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=500,
     )
     figures = json.loads(told.stdout)
     assert (figures["lost"], figures["doubled"], figures["wrong"]) == (0, 0, 0), figures["examples"]

@@ -29,7 +29,7 @@ def matrix(*arguments: str) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=500,
     )
     figures: dict[str, Any] = json.loads(told.stdout[told.stdout.index("{") :])
     return figures

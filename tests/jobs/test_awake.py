@@ -16,7 +16,7 @@ HOLD = ["sh", "-c", "echo begun >> told; cat; echo ended >> told"]
 
 
 async def told(folder: Path, text: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (folder / "told").exists() or (folder / "told").read_text() != text:
             await asyncio.sleep(0.01)
 

@@ -85,7 +85,7 @@ class House:
     async def stop(self) -> None:
         if self.task:
             await self.dispatcher.stop()
-            await asyncio.wait_for(self.task, 30)
+            await asyncio.wait_for(self.task, 150)
 
     async def add(self, label: str = "night", recipe: Recipe = RECIPE) -> str:
         job_id = new_id()
@@ -94,7 +94,7 @@ class House:
         self.dispatcher.wake()
         return job_id
 
-    async def until(self, job_id: str, wanted: Callable[[JobView], bool], seconds: float = 60) -> JobView:
+    async def until(self, job_id: str, wanted: Callable[[JobView], bool], seconds: float = 150) -> JobView:
         """The first state of the job, from now on, that is as wanted."""
         async with asyncio.timeout(seconds):
             while True:
@@ -176,7 +176,7 @@ async def test_a_running_job_can_be_cancelled_and_its_worker_is_gone(house: Hous
     pid = await house.pid(job_id)
     view = house.dispatcher.view(await house.dispatcher.cancel(job_id, "test"))
     assert view.state == "cancelling"
-    await house.until(job_id, lambda one: one.state == "cancelled", seconds=30)
+    await house.until(job_id, lambda one: one.state == "cancelled")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     with pytest.raises(ConflictError):
@@ -261,7 +261,7 @@ async def test_what_is_cancelled_or_held_while_it_is_prepared_stays_so(
     house.dispatcher._attempts.prepare = slow
     house.start()
     job_id = await house.add()
-    await asyncio.wait_for(asked.wait(), 10)
+    await asyncio.wait_for(asked.wait(), 60)
     moved = await (house.dispatcher.cancel if verb == "cancel" else house.dispatcher.hold)(job_id, "test")
     answered.set()
     await house.until(job_id, lambda one: not house.dispatcher._running)

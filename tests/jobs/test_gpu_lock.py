@@ -33,7 +33,7 @@ def start_holder(path: Path) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str], number: int) -> None:
     process.send_signal(number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
 
 
 def test_a_second_process_waits_and_is_told_who_holds_it(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_a_job_is_found_by_the_end_of_its_id_and_never_by_too_little(journal: Jo
     job, _ = journal.add(new_id(), "a", RECIPE)
     assert journal.match(job.id[-6:]).id == job.id
     assert journal.match(job.id).id == job.id
+    assert journal.match(job.id[-6:-1]).id == job.id, "the first letters of the ending that `status` shows"
     for part in ("", job.id[-2:], "%%%%", "zzzzzzzz"):
         with pytest.raises(NotFound):
             journal.match(part)

@@ -34,6 +34,7 @@ from jobs.stand_in_ray import StandInRay
 from jobs.test_dispatcher import RECIPE, House
 from pipeline.folders import planted_folder
 from pipeline.planted import HIDDEN, REFUSAL
+from strangers import within
 
 SLOW = """#!/bin/sh
 exec {python} -c 'import signal, sys, time
@@ -68,7 +69,7 @@ def ray() -> Iterator[str]:
             head = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
         try:
             address = f"http://127.0.0.1:{ports[1]}"
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 150
             while not answers(address):
                 assert head.poll() is None, (Path(home) / "start.log").read_text()[-2000:]
                 assert time.monotonic() < deadline, "Ray did not start"
@@ -77,7 +78,7 @@ def ray() -> Iterator[str]:
         finally:
             family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
             head.terminate()
-            head.wait(timeout=30)
+            head.wait(timeout=60)
             _, alive = psutil.wait_procs(family, timeout=20)
             for process in alive:
                 process.kill()
@@ -149,7 +150,7 @@ def slow(house: RemoteHouse) -> None:
 
 
 async def begun(house: RemoteHouse, job_id: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while "begun" not in house.text(job_id):
             await asyncio.sleep(0.05)
 
@@ -163,7 +164,7 @@ async def test_a_model_is_made_on_the_cluster_and_its_progress_log_and_product_c
     found = Direction(method="file", file=str(house.root / "given.safetensors"))
     house.start()
     job_id = await house.add(recipe=msgspec.structs.replace(RECIPE, direction=found))
-    view = await house.until(job_id, lambda one: one.state in TERMINAL, seconds=100)
+    view = await house.until(job_id, lambda one: one.state in TERMINAL, seconds=300)
     assert view.state == "succeeded", (view.failure, house.text(job_id))
     assert view.result is not None
     folder = house.root / "jobs" / job_id
@@ -176,7 +177,7 @@ async def test_a_model_is_made_on_the_cluster_and_its_progress_log_and_product_c
 async def test_a_recipe_s_error_fails_there_as_it_does_here(house: RemoteHouse) -> None:
     house.start()
     job_id = await house.add()
-    view = await house.until(job_id, lambda one: one.state in TERMINAL, seconds=100)
+    view = await house.until(job_id, lambda one: one.state in TERMINAL, seconds=300)
     assert (view.state, view.attempts) == ("failed", 1)
     assert view.failure is not None
     assert view.failure.remedy
@@ -187,10 +188,9 @@ async def test_a_cancelled_job_ends_on_the_cluster_within_thirty_seconds(house: 
     house.start()
     job_id = await house.add()
     await begun(house, job_id)
-    asked = time.monotonic()
-    await house.dispatcher.cancel(job_id, "test")
-    await house.until(job_id, lambda one: one.state == "cancelled", seconds=30)
-    assert time.monotonic() - asked < 30
+    with within(30):
+        await house.dispatcher.cancel(job_id, "test")
+        await house.until(job_id, lambda one: one.state == "cancelled", seconds=150)
     assert await house.submissions(job_id) == []
 
 
@@ -213,7 +213,7 @@ async def test_what_a_dead_daemon_had_submitted_is_stopped_and_the_job_goes_on_a
     job = await house.ledger.do(Journal.get, job_id)
     assert (job.attempts, job.crashes) == (0, 0)
     await house.dispatcher.cancel(job_id, "test")
-    await house.until(job_id, lambda one: one.state == "cancelled", seconds=30)
+    await house.until(job_id, lambda one: one.state == "cancelled")
 
 
 async def test_a_killed_worker_is_a_crash_there_too(house: RemoteHouse) -> None:
@@ -223,7 +223,7 @@ async def test_a_killed_worker_is_a_crash_there_too(house: RemoteHouse) -> None:
     house.executor.python = str(script)
     house.start()
     job_id = await house.add()
-    view = await house.until(job_id, lambda one: one.attempts == 1, seconds=60)
+    view = await house.until(job_id, lambda one: one.attempts == 1, seconds=150)
     assert (view.state, view.reason) == ("queued", "interrupted")
     assert "signal 9" in view.explanation
 

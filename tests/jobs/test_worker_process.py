@@ -19,6 +19,7 @@ from abliterated.jobs.attempt import STOP_PATIENCE
 from abliterated.jobs.journal import Journal
 from abliterated.jobs.worker import CANCEL_SECONDS
 from jobs.test_dispatcher import House, at_the_lock, house
+from strangers import gone
 
 __all__ = ["house"]
 
@@ -69,10 +70,10 @@ def test_a_worker_goes_with_its_daemon_however_that_dies(tmp_path: Path, way: si
         assert daemon.stdout is not None
         pid = int(daemon.stdout.readline())
         os.kill(daemon.pid, way)
-        daemon.wait(timeout=20)
+        daemon.wait(timeout=60)
         daemon.stdout.close()
-        deadline = time.monotonic() + 10
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        deadline = time.monotonic() + 60
+        while not gone(pid):
             assert time.monotonic() < deadline, "it outlived its daemon"
             time.sleep(0.02)
 
@@ -89,7 +90,7 @@ async def test_a_worker_that_does_not_listen_is_ended_within_thirty_seconds(
     pid = await house.pid(job_id)
     os.kill(pid, signal.SIGSTOP)  # it hears nothing any more
     await house.dispatcher.cancel(job_id, "test")
-    await house.until(job_id, lambda one: one.state == "cancelled", seconds=15)
+    await house.until(job_id, lambda one: one.state == "cancelled")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -110,12 +111,13 @@ async def test_without_memory_a_job_waits_and_says_so(house: House, monkeypatch:
 async def test_without_room_a_job_waits_and_goes_on_when_there_is_some(house: House) -> None:
     house.source.touch()
     os.truncate(house.source, 1 << 43)  # 9 TB of nothing
+    begun = time.time()
     house.start()
     job_id = await house.add()
     view = await house.until(job_id, lambda one: one.reason == "disk")
     assert (view.state, view.attempts) == ("queued", 0)
     assert "the product need 9675.7 GB" in view.explanation
-    assert (await house.ledger.do(Journal.get, job_id)).retry_at > time.time() + attempt.ROOM_SECONDS - 10
+    assert (await house.ledger.do(Journal.get, job_id)).retry_at > begun + attempt.ROOM_SECONDS
     os.truncate(house.source, 100)
     await house.ledger.do(Journal.note, job_id, retry_at=0.0)
     house.dispatcher.wake()
@@ -146,12 +148,12 @@ async def test_a_journal_without_room_stops_neither_the_daemon_nor_the_job(
     full.set()
     house.lock.release()  # the worker ends now, and that can't be written
     pid = await house.pid(job_id)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while psutil.pid_exists(pid):
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.5)
     assert house.task is not None
     assert not house.task.done()
     full.clear()
-    view = await house.until(job_id, lambda one: one.state == "failed", seconds=20)
+    view = await house.until(job_id, lambda one: one.state == "failed")
     assert view.failure is not None

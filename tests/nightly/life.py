@@ -80,7 +80,7 @@ def _start(home: House) -> None:
 
 def _get(home: House, path: str) -> bytes:
     with socket.socket(socket.AF_UNIX) as link:
-        link.settimeout(10)
+        link.settimeout(60)
         link.connect(str(home.state / "control.sock"))
         link.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         return link.recv(64)
@@ -103,7 +103,7 @@ def memory(jobs: int = 100, requests: int = 10_000) -> dict[str, float]:
         ids = [home.control.submit(Submit(recipe=f'model = "hf:org/m{n}"\n')).id for n in range(jobs)]
         with ThreadPoolExecutor(8) as pool:
             good = sum(pool.map(lambda _: _proxied(home, requests // 8), range(8)))
-        home.until(lambda: all(job.state in TERMINAL for job in home.control.jobs()), "the end of all jobs", 170)
+        home.until(lambda: all(job.state in TERMINAL for job in home.control.jobs()), "the end of all jobs", 500)
         time.sleep(2)
         after = resident.memory_info().rss / 1e6
         assert len(ids) == jobs
@@ -137,7 +137,7 @@ def some_engine() -> Iterator[int]:
 
 def get(home: House, path: str) -> tuple[int, bytes]:
     """Status and body, through the proxy."""
-    link = http.client.HTTPConnection("127.0.0.1", home.proxy, timeout=30)
+    link = http.client.HTTPConnection("127.0.0.1", home.proxy, timeout=60)
     try:
         link.request("GET", path)
         answer = link.getresponse()
@@ -147,7 +147,7 @@ def get(home: House, path: str) -> tuple[int, bytes]:
 
 
 def _proxied(home: House, count: int) -> int:
-    link = http.client.HTTPConnection("127.0.0.1", home.proxy, timeout=30)
+    link = http.client.HTTPConnection("127.0.0.1", home.proxy, timeout=60)
     good = 0
     for _ in range(count):
         link.request("GET", "/api/version")
@@ -180,7 +180,7 @@ def lock_races(processes: int = 4, rounds: int = 25) -> dict[str, int]:
             subprocess.Popen([sys.executable, "-c", LOCK_RACE, root, str(rounds)], stderr=subprocess.PIPE)
             for _ in range(processes)
         ]
-        failed = sum(racer.wait(timeout=120) != 0 for racer in racers)
+        failed = sum(racer.wait(timeout=500) != 0 for racer in racers)
         for racer in racers:
             assert racer.stderr is not None
             racer.stderr.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nightly import life, recipes, spool
+from strangers import crowding
 
 
 def test_every_file_of_a_burst_becomes_one_job() -> None:
@@ -33,13 +34,13 @@ def test_no_lock_has_two_holders() -> None:
 def test_a_second_daemon_names_the_first_and_goes() -> None:
     told = life.second_daemon(times=1)
     assert (told["code"], told["names_the_holder"]) == (75, True)
-    assert told["seconds"] <= 10
+    assert told["seconds"] <= 10 * crowding()
 
 
 @pytest.mark.e2e
 def test_a_long_past_does_not_slow_the_start() -> None:
-    told = life.start_with_a_past(jobs=1000, times=1)
-    assert told["past_seconds"] <= told["empty_seconds"] + 2
+    told = life.start_with_a_past(jobs=1000, times=2)
+    assert told["past_seconds"] <= told["empty_seconds"] + 2 * crowding()
 
 
 @pytest.mark.e2e

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from abliterated.ollama.repair import backup_name, go_back, repair
 from abliterated.ollama.version import Generation
 from engine import scripted_gguf
 from engines import Engine, RunningEngine, engine_parameters, require
+from strangers import within
 
 TARGET, THEIRS = "base-abliterated:8b", "base-uncensored:8b"
 TEMPLATE = (
@@ -85,9 +85,8 @@ async def test_the_base_is_healthy_and_the_strangers_model_is_not(client: Ollama
 
 async def test_a_repair_gives_back_all_the_base_has_in_an_instant(client: OllamaClient) -> None:
     before = await client.show(THEIRS)
-    start = time.monotonic()
-    done = await repair(client, THEIRS)
-    assert time.monotonic() - start < 10.0  # the bar, a second, is make bench's business
+    with within(10.0):  # the bar, a second, is make bench's business
+        done = await repair(client, THEIRS)
     assert done.base == "base:8b" and done.backup == backup_name(THEIRS)
     assert await keys(client, THEIRS) == set()
     after = await client.show(THEIRS)

@@ -50,7 +50,7 @@ async def foreground(fake: FakeOllama, *arguments: str, code: int = 0) -> str:
             [str(BIN / "abliterated"), *arguments, "--url", fake.url],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
             env={**os.environ, "ABLITERATED_CONFIG": os.devnull},
         )
 
@@ -166,7 +166,7 @@ def test_a_doctor_without_a_daemon_says_that(tmp_path: Path) -> None:
         [sys.executable, "-m", "abliterate.cli", "--socket", str(tmp_path / "none.sock"), "doctor"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
     )
     assert told.returncode == 69 and "does not answer" in told.stdout
 

@@ -14,6 +14,7 @@ from aiohttp import web
 from abliterate.contract.errors import EngineRefused, EngineUnavailable, ModelError, NotFound
 from abliterated.ollama.client import EngineDiskFull, OllamaClient, hash_file
 from abliterated.ollama.version import Generation, read_version
+from engines import free_port
 from fake_ollama import FakeOllama, line, reset, says, status, stream, tiny_gguf
 
 CREATE = {"model": "new", "files": {"model.gguf": ""}}
@@ -29,12 +30,6 @@ async def fake(tmp_path: Path):
 async def client(fake: FakeOllama):
     async with OllamaClient(fake.url) as opened:
         yield opened
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -58,7 +53,7 @@ def test_a_version_tells_its_generation(text: str, generation: Generation, too_o
 
 
 async def test_nobody_listening_is_worth_another_try() -> None:
-    async with OllamaClient(f"127.0.0.1:{unused_port()}") as client:
+    async with OllamaClient(f"127.0.0.1:{free_port()}") as client:
         with pytest.raises(EngineUnavailable, match="no engine answers at"):
             await client.version()
 

@@ -60,7 +60,7 @@ def test_called_as_a_converter_its_last_words_say_what_is_wrong(tmp_path: Path) 
         [sys.executable, "-m", "abliterated.ollama.importer", address, str(tmp_path), "--outfile", str(tmp_path / "x")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
     )
     assert told.returncode == 75
     assert told.stderr.splitlines()[-1].startswith(f"no engine answers at {address}")

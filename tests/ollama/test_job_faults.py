@@ -66,7 +66,7 @@ class House:
         return job_id
 
     async def until(self, job_id: str, wanted: Callable[[JobView], bool]) -> JobView:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 self.changed.clear()
                 view = self.dispatcher.view(await self.ledger.do(Journal.get, job_id))
@@ -141,7 +141,7 @@ async def check_the_end(house: House, job_id: str) -> None:
 async def test_the_job_waits_with_a_reason_and_ends_with_one_model(house: House, fault: str) -> None:
     route, script = FAULTS[fault]
     job_id = await house.finished_job()
-    house.fake.faults[route] = list(script)
+    house.fake.faults[route] = list(script) * 20  # until it is mended: it tries again by itself, too
     loop = asyncio.create_task(house.dispatcher.run())
     view = await house.until(job_id, lambda view: bool(view.explanation))
     assert view.state == "registering" and view.reason == ("disk" if "disk" in fault else "ollama-down")
@@ -232,7 +232,7 @@ async def test_a_failed_certification_ends_the_job_and_its_diff_is_kept(house: H
 
 async def test_a_job_cancelled_while_it_waits_leaves_nothing_in_the_engine(house: House) -> None:
     job_id = await house.finished_job()
-    house.fake.faults["POST /api/copy"] = [reset] * 2
+    house.fake.faults["POST /api/copy"] = [reset] * 60
     loop = asyncio.create_task(house.dispatcher.run())
     await house.until(job_id, lambda view: bool(view.explanation))
     assert any("uncertified" in name for name in house.fake.models)
@@ -248,7 +248,7 @@ async def test_what_a_job_cancelled_while_the_engine_was_away_had_to_leave_goes_
     house: House, restarted: bool
 ) -> None:
     job_id = await house.finished_job()
-    house.fake.faults["POST /api/copy"] = [reset] * 2
+    house.fake.faults["POST /api/copy"] = [reset] * 60
     loop = asyncio.create_task(house.dispatcher.run())
     await house.until(job_id, lambda view: bool(view.explanation))
     await house.fake.__aexit__()
@@ -278,7 +278,7 @@ async def test_a_certification_that_comes_to_no_end_is_tried_so_often_and_no_mor
     monkeypatch.setattr(admission, "certify_apart", never)
     loop = asyncio.create_task(house.dispatcher.run())
     for tried in range(1, CERTIFICATIONS):
-        await house.until(job_id, lambda view, tried=tried: tries == tried and bool(view.explanation))  # type: ignore[misc]
+        await house.until(job_id, lambda view, tried=tried: tries >= tried and bool(view.explanation))  # type: ignore[misc]
         await house.dispatcher.engine_answers()
     view = await house.until(job_id, lambda view: view.state not in ("registering", "cancelling"))
     assert (view.state, tries) == ("failed", CERTIFICATIONS), view

@@ -59,6 +59,21 @@ async def client(fake: FakeOllama) -> AsyncIterator[OllamaClient]:
         yield opened
 
 
+async def test_whoever_names_a_model_that_is_not_there_hears_how_this_engine_comes_by_one(
+    client: OllamaClient, fake: FakeOllama
+) -> None:
+    with pytest.raises(NotFound) as caught:
+        await resolve_base(client, "gone:1")
+    remedied(caught.value, "gone:1: the engine at", "`ollama pull gone:1` fetches it; there are base:8b")
+    fake.version = "0.30.1-abliterated.embedded"
+    with pytest.raises(NotFound) as caught:
+        await resolve_base(client, "gone:1")
+    remedied(caught.value, "can't fetch models: give a .gguf file or hf:ORG/REPO, or install Ollama")
+    fake.faults["GET /api/tags"] = [status(500, "out of order")] * 9
+    with pytest.raises(NotFound, match="`ollama pull gone:1` fetches it"):
+        await resolve_base(client, "gone:1")
+
+
 @pytest.fixture
 async def base(client: OllamaClient) -> Base:
     return await resolve_base(client, "base:8b")

@@ -54,13 +54,13 @@ async def test_requests_under_way_are_waited_for_but_not_for_ever(fake: FakeOlla
     await make_room(client, busy=lambda: answering.pop(0), used=lambda: None)
     assert answering == [] and fake.loaded == {}
     fake.loaded = {"base:8b": {"expires_at": SOON}}
-    await asyncio.wait_for(make_room(client, busy=lambda: True, used=lambda: None, patience=0.3), 5)
+    await asyncio.wait_for(make_room(client, busy=lambda: True, used=lambda: None, patience=0.3), 60)
     assert fake.loaded == {}
 
 
 async def test_it_goes_on_when_the_memory_has_stopped_falling(client: OllamaClient) -> None:
     readings = [9000, 7000, 400, 400, 400]
-    await asyncio.wait_for(make_room(client, used=lambda: readings.pop(0)), 5)
+    await asyncio.wait_for(make_room(client, used=lambda: readings.pop(0)), 60)
     assert readings == []
 
 

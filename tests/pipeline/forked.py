@@ -22,7 +22,7 @@ READ = (
 )  # fmt: skip
 
 
-def forked(function: Callable[..., None], *arguments: Any, errors: Path, patience: float = 120.0) -> int:
+def forked(function: Callable[..., None], *arguments: Any, errors: Path, patience: float = 400.0) -> int:
     """Run the module's function in a process of its own; its exit code (−9: killed), its stderr in `errors`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(READ))

@@ -11,9 +11,10 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -30,6 +31,16 @@ class Request:
     authorization: str
     status: int
     sent: int
+
+
+def begun(cache: Path, size: int) -> list[Path]:
+    """The files of which more than `size` bytes have come and not all; others come and go meanwhile."""
+    found = []
+    for path in cache.rglob("*.incomplete"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_size > size:
+                found.append(path)
+    return found
 
 
 @dataclass
@@ -229,11 +240,12 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append(Request(self.role, self.command, self.path, *asked, status, len(going)))
         try:
-            if self.hub.faults.hold and self.role == "cdn":
+            hold = self.hub.faults.hold
+            if hold and self.role == "cdn":
                 self.wfile.write(going[: len(going) // 4 * 3])
                 self.wfile.flush()
                 self.hub.streaming.set()
-                self.hub.faults.hold.wait(30)
+                hold.wait(150)
             else:
                 self.wfile.write(going)
         except OSError:

@@ -221,7 +221,7 @@ def ask(model: Path, prompts: list[str], *, lora: Path | None = None, prompt: li
     """Greedy answers, or the log probabilities behind `prompt`, by llama.cpp in a process of its own."""
     question = {"model": str(model), "lora": str(lora) if lora else "", "prompts": prompts, "tokens": prompt}
     done = subprocess.run(
-        [sys.executable, "-c", _ASK], input=json.dumps(question), capture_output=True, text=True, timeout=90
+        [sys.executable, "-c", _ASK], input=json.dumps(question), capture_output=True, text=True, timeout=500
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
     assert lines, f"llama.cpp did not answer ({done.returncode}):\n{done.stderr[-3000:]}"

@@ -162,7 +162,7 @@ def test_a_disk_that_fills_up_anywhere_is_named_and_leaves_nothing(tmp_path: Pat
         str(disk),
         json.dumps(where_it_writes(everywhere)),
     ]
-    done = subprocess.run([*own_disk(disk, 8), *argv], capture_output=True, text=True, check=False, timeout=170)
+    done = subprocess.run([*own_disk(disk, 8), *argv], capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     told, product, digest = json.loads(done.stdout.splitlines()[-1])
     for point, filled, ended, seen in told:

@@ -136,9 +136,33 @@ def test_bfloat16_rounds_to_nearest_even():
 @pytest.fixture
 def untried():
     """The library is looked for anew, and again behind the test."""
-    ggml._library.cache_clear()
+    for tried in (ggml._library, ggml._loop):
+        tried.cache_clear()
     yield
+    for tried in (ggml._library, ggml._loop):
+        tried.cache_clear()
+
+
+@pytest.mark.usefixtures("untried")
+def test_bfloat16_is_the_same_to_the_last_bit_without_ggml(monkeypatch):
+    values = np.random.default_rng(0).integers(0, 1 << 32, (100, 1000), dtype=np.uint32).view(np.float32)
+    values = np.ascontiguousarray(np.where(np.isfinite(values), values, np.float32(0)))
+    turned = values[:, ::2].T  # numpy's way, where rows are not in one piece
+    narrow, apart = ggml.to_bfloat16(values), ggml.to_bfloat16(turned)
+    wide = ggml.from_bfloat16(narrow)
     ggml._library.cache_clear()
+    ggml._loop.cache_clear()
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)  # as where it is not installed
+    assert ggml._loop("ggml_cpu_fp32_to_bf16") is None
+    np.testing.assert_array_equal(ggml.to_bfloat16(values), narrow)
+    np.testing.assert_array_equal(apart, narrow[:, ::2].T)
+    np.testing.assert_array_equal(ggml.from_bfloat16(narrow).view(np.uint32), wide.view(np.uint32))
+
+
+def test_ggml_s_loops_are_those_taken():
+    for name in ("ggml_cpu_fp32_to_bf16", "ggml_cpu_bf16_to_fp32"):
+        assert ggml._loop(name) is not None
+    assert ggml._loop("ggml_no_such_loop") is None
 
 
 def useless(said, remedy):

@@ -46,7 +46,7 @@ class Engine:
 
     @property
     def model(self) -> Served:
-        return Served(f"http://127.0.0.1:{self.server.server_address[1]}", "m:latest", seconds=10)
+        return Served(f"http://127.0.0.1:{self.server.server_address[1]}", "m:latest", seconds=60)
 
 
 @pytest.fixture

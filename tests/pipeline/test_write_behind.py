@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import threading
 from contextlib import contextmanager
@@ -12,14 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abliterate.contract.errors import Cancelled, DiskError
+from abliterate.contract.errors import Cancelled, DiskError, ModelError
+from abliterated.pipeline.past_cache import GRAIN, LARGE
 from abliterated.pipeline.safe_write import CHUNK, Output, Source
 from abliterated.pipeline.write_behind import Digest, WriteBehind
 
 
 @contextmanager
-def writing(target):
+def writing(target, size=None):
     with Output(target) as output:
+        if size is not None:
+            output.reserve(size)
         behind = WriteBehind(output)
         try:
             yield output, behind
@@ -64,6 +68,112 @@ def test_copies_are_told_and_lie_where_they_should(tmp_path):
         behind.wait(told.append)
     assert (tmp_path / "out").read_bytes() == data
     assert sum(told) == CHUNK
+
+
+@pytest.mark.parametrize("begin", [0, 4096, 12_345])
+def test_large_pieces_written_and_copied_at_once_lie_where_they_should(begin, tmp_path):
+    """As a checkpoint's tensors do: many a place between two pages, some small, some larger than a chunk."""
+    sizes = (2 * CHUNK + 5, 3, LARGE - 1, LARGE + 4096, CHUNK, 700, CHUNK + 4095, 3 * LARGE)
+    data = np.random.default_rng(0).integers(0, 256, begin + sum(sizes), dtype=np.uint8)
+    data.tofile(tmp_path / "in")
+    told, at, digest, expected = [], begin, Digest(), hashlib.sha256()
+    with (
+        Source(tmp_path / "in", lambda: False) as source,
+        writing(tmp_path / "out", len(data)) as (output, behind),
+    ):
+        behind.copy(source, 0, begin, 0)
+        for number, size in enumerate(sizes):
+            if number % 2:
+                output.seek(at)
+                read, written = behind.rooms()
+                piece = written.take(size)
+                piece[:] = source.array(at, size, read)
+                behind.put(piece, digest)
+                expected.update(data[at : at + size])
+            else:
+                behind.copy(source, at, size, at)
+            at += size
+        behind.wait(told.append)
+    kept = np.fromfile(tmp_path / "out", dtype=np.uint8)
+    forget(tmp_path / "out")
+    np.testing.assert_array_equal(kept, data)
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "out", dtype=np.uint8), data)
+    assert digest.hexdigest() == expected.hexdigest()
+    assert sum(told) == begin + sum(sizes[::2])
+
+
+def forget(path):
+    """Out of the page cache with it, so that the disk is asked."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def in_page_cache(path, at):
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(1)], at, os.RWF_NOWAIT) == 1
+        except BlockingIOError:
+            return False
+        except OSError:  # no such question to a file system that is nothing but memory
+            return True
+
+
+def test_a_large_file_being_written_leaves_the_page_cache_to_what_is_read(tmp_path):
+    if not hasattr(os, "O_DIRECT"):
+        pytest.skip("Linux alone has it")
+    trial = tmp_path / "trial"
+    trial.write_bytes(bytes(GRAIN))
+    forget(trial)
+    if in_page_cache(trial, 0):
+        pytest.skip("this file system keeps everything in memory")
+    (tmp_path / "in").write_bytes(bytes(2 * CHUNK))
+    with (
+        Source(tmp_path / "in", lambda: False) as source,
+        writing(tmp_path / "out", 3 * CHUNK) as (output, behind),
+    ):
+        if not output.parallel:
+            pytest.skip("this file system knows no way past it")
+        behind.copy(source, 0, 2 * CHUNK, 0)
+        output.seek(2 * CHUNK)
+        piece = behind.rooms()[1].take(CHUNK)
+        piece[:] = 1
+        behind.put(piece, Digest())
+    assert not any(in_page_cache(tmp_path / "out", at) for at in range(0, 3 * CHUNK, LARGE))
+    assert (tmp_path / "out").read_bytes() == bytes(2 * CHUNK) + b"\x01" * CHUNK
+
+
+def test_where_memory_lies_otherwise_than_the_file_it_is_written_all_the_same(tmp_path):
+    data = np.random.default_rng(0).integers(0, 256, 3 * LARGE, dtype=np.uint8)
+    with writing(tmp_path / "out", len(data)) as (output, _):
+        output.put(data[1 : LARGE + 7], 1)
+        output.put(data[LARGE + 7 :].tobytes(), LARGE + 7)
+        output.put(data[:1], 0)
+    assert (tmp_path / "out").read_bytes() == data.tobytes()
+
+
+def test_a_file_that_shrinks_while_it_is_copied_is_named(tmp_path):
+    (tmp_path / "in").write_bytes(bytes(CHUNK + LARGE))
+    with (
+        pytest.raises(ModelError, match="in ended while it was read"),
+        Source(tmp_path / "in", lambda: False) as source,
+        writing(tmp_path / "out", 3 * CHUNK) as (_, behind),
+    ):
+        behind.copy(source, 0, 3 * CHUNK, 0)
+        behind.wait()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_without_room_for_the_whole_is_told_before_anything_is_written(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(DiskError, match="can't write out"), writing(tmp_path / "out", 200_000):
+            pytest.fail("there is no room")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_told_by_the_next_call_and_leaves_nothing(tmp_path):

@@ -201,7 +201,7 @@ print("ANSWER" + json.dumps(answer))
 def llama_cpp_logprobs(path: Path, prompt: list[int]) -> dict[int, float]:
     """llama.cpp's own log probabilities of the next token (a process of its own: it aborts where it is unhappy)."""
     done = subprocess.run(
-        [sys.executable, "-c", _ASK, str(path), json.dumps(prompt)], capture_output=True, text=True, timeout=90
+        [sys.executable, "-c", _ASK, str(path), json.dumps(prompt)], capture_output=True, text=True, timeout=500
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
     assert lines, f"llama.cpp did not answer ({done.returncode}):\n{done.stderr[-3000:]}"

@@ -10,6 +10,7 @@ import queue
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 
 from abliterated.proxy.server import Proxy, new_event_loop
 
-DEADLINE = 10.0
+DEADLINE = 60.0  # the patience of a loaded machine; nothing is judged by it
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,14 @@ def proxy(
     finally:
         if running.thread.is_alive():
             running.close()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """What the proxy notes for itself may come a moment after what its client has heard."""
+    deadline = time.monotonic() + DEADLINE
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def converse(

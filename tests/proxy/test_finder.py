@@ -103,12 +103,12 @@ def test_the_older_spelling_counts_only_where_it_is_asked_for_and_model_is_missi
 def test_a_name_behind_megabytes_of_images_is_found_without_keeping_them() -> None:
     finder = ModelFinder()
     body = b'{"messages":[{"images":["' + b"QUJD" * 2_000_000 + b'"]}],"model":"m"}'
-    began = time.perf_counter()
+    began = time.thread_time()
     for start in range(0, len(body), 65536):
         finder.feed(body[start : start + 65536])
         assert len(finder._buffer) < 2 * 65536
     assert finder.found is not None and finder.found.name == "m"
-    assert time.perf_counter() - began < 2.0
+    assert time.thread_time() - began < 2.0
 
 
 @pytest.mark.parametrize(
@@ -125,18 +125,18 @@ def test_a_name_behind_megabytes_of_images_is_found_without_keeping_them() -> No
 def test_a_bomb_costs_a_bounded_look(bomb: bytes) -> None:
     finder = ModelFinder()
     body = b'{"x":[' + bomb
-    began = time.perf_counter()
+    began = time.thread_time()
     for start in range(0, len(body), 4096):
         if finder.feed(body[start : start + 4096]):
             break
     assert finder.found is None
-    assert time.perf_counter() - began < 2.0
+    assert time.thread_time() - began < 2.0
 
 
 def test_a_body_that_trickles_in_is_read_once_not_once_for_each_byte() -> None:
     finder = ModelFinder()
-    began = time.perf_counter()
+    began = time.thread_time()
     for byte in b'{"prompt":"' + b"a" * 200_000 + b'","model":"m"}':
         finder.feed(bytes((byte,)))
     assert finder.found is not None
-    assert time.perf_counter() - began < 5.0
+    assert time.thread_time() - began < 5.0

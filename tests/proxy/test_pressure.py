@@ -29,6 +29,7 @@ from proxy.script import (
     proxy,
     upstream,
 )
+from strangers import crowding
 
 MIB = 1 << 20
 
@@ -184,7 +185,7 @@ def test_the_upstream_hears_at_once_that_a_client_has_gone(server: ScriptedUpstr
         connection.close()
         server.heard.get(timeout=DEADLINE)
         delays.append(times[0] - gone)
-    assert statistics.median(delays) < 0.005, delays
+    assert statistics.median(delays) < 0.02 * crowding(), delays  # how few milliseconds it is, `make bench` tells
 
 
 def play_until(connection: socket.socket, count: int) -> None:

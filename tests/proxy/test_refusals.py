@@ -11,7 +11,20 @@ import pytest
 
 from abliterated.proxy.wiring import Timing
 from proxy.corpus import GET, VERSION, chunk, post, request
-from proxy.script import HalfClose, Read, ReadAll, Running, ScriptedUpstream, Send, converse, play, proxy, upstream
+from proxy.script import (
+    DEADLINE,
+    HalfClose,
+    Read,
+    ReadAll,
+    Running,
+    ScriptedUpstream,
+    Send,
+    converse,
+    play,
+    proxy,
+    until,
+    upstream,
+)
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
@@ -24,7 +37,13 @@ def server() -> Iterator[ScriptedUpstream]:
 
 @pytest.fixture
 def relay(server: ScriptedUpstream) -> Iterator[Running]:
-    with proxy(server.url, timing=Timing(head_seconds=0.3, linger_seconds=0.5)) as running:
+    with proxy(server.url, timing=Timing(linger_seconds=DEADLINE)) as running:
+        yield running
+
+
+@pytest.fixture
+def impatient(server: ScriptedUpstream) -> Iterator[Running]:
+    with proxy(server.url, timing=Timing(head_seconds=0.3, linger_seconds=DEADLINE)) as running:
         yield running
 
 
@@ -131,23 +150,23 @@ def test_a_header_over_64_kib_is_answered_431(relay: Running, cut: int) -> None:
         assert status_of(heard.data) == 431 and heard.data.count(b"HTTP/1.1") == 1
 
 
-def test_a_head_that_never_ends_is_answered_408(relay: Running) -> None:
+def test_a_head_that_never_ends_is_answered_408(impatient: Running) -> None:
     begin = time.monotonic()
-    heard = play(relay.connect(), (Send(GET[:-2]), ReadAll()))
+    heard = play(impatient.connect(), (Send(GET[:-2]), ReadAll()))
     assert status_of(heard.data) == 408
-    assert 0.2 < time.monotonic() - begin < 3
+    assert time.monotonic() - begin > 0.2
 
 
-def test_a_silent_client_and_a_slow_body_are_left_alone(server: ScriptedUpstream, relay: Running) -> None:
+def test_a_silent_client_and_a_slow_body_are_left_alone(server: ScriptedUpstream, impatient: Running) -> None:
     body = post(b"/x", b"abcd")
     server.scripts.put((Read(len(body)), Send(VERSION), ReadAll()))
-    with relay.connect() as connection:
+    with impatient.connect() as connection:
         time.sleep(0.5)  # longer than the head's limit; nothing to poll for
         connection.sendall(body[:-2])
         time.sleep(0.5)
         connection.sendall(body[-2:])
         assert connection.recv(12) == VERSION[:12]
-    assert server.heard.get(timeout=10).data == body
+    assert server.heard.get(timeout=60).data == body
 
 
 def test_a_good_request_before_a_bad_one_is_answered_first(server: ScriptedUpstream, relay: Running) -> None:
@@ -183,7 +202,7 @@ def orphan() -> Iterator[Running]:
     """A proxy whose upstream is not there."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
-        with proxy(f"http://127.0.0.1:{reserved.getsockname()[1]}", timing=Timing(linger_seconds=0.5)) as running:
+        with proxy(f"http://127.0.0.1:{reserved.getsockname()[1]}", timing=Timing(linger_seconds=DEADLINE)) as running:
             yield running
 
 
@@ -216,7 +235,7 @@ def test_without_an_upstream_the_root_tells_too_and_head_has_no_body(orphan: Run
     assert status_of(heard.data) == 502 and heard.data.endswith(b"is it running?") and b"text/plain" in heard.data
     heard = play(orphan.connect(), (Send(request(b"HEAD /")), ReadAll()))
     assert status_of(heard.data) == 502 and heard.data.endswith(b"\r\n\r\n")
-    assert orphan.proxy.stats.upstream_errors >= 2
+    until(lambda: orphan.proxy.stats.upstream_errors >= 2)
 
 
 def test_without_an_upstream_a_client_in_mid_upload_still_reads_its_502(orphan: Running) -> None:

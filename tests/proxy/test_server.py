@@ -17,6 +17,7 @@ import pytest
 from abliterate.contract.errors import AlreadyRunning, RecipeError
 from abliterated.proxy.listen import Address, parse_listen, parse_upstream
 from abliterated.proxy.server import Proxy, new_event_loop
+from engines import free_port
 from proxy.corpus import GET, NDJSON, VERSION, request
 from proxy.script import (
     DEADLINE,
@@ -101,9 +102,7 @@ async def test_a_unix_socket_in_use_is_not_stolen_and_a_stale_one_is_replaced(tm
 @pytest.mark.parametrize("called", ["127.0.0.1", "localhost", "0.0.0.0"])
 @pytest.mark.parametrize("listening", ["127.0.0.1", ""])
 async def test_the_proxy_refuses_to_be_its_own_upstream(listening: str, called: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.raises(RecipeError, match="own upstream"):
         await Proxy(f"{listening}:{port}", f"http://{called}:{port}", allow_remote=True).start()
     socket.create_server(("127.0.0.1", port)).close()  # and lets the port go
@@ -160,7 +159,7 @@ def test_a_drain_lets_streams_end_and_turns_newcomers_away(server: ScriptedUpstr
             while len(heard) < 150:
                 heard += streaming.recv(150 - len(heard))
             assert running.proxy.stats.in_flight == 1
-            closing = threading.Thread(target=running.close, args=(20.0,))
+            closing = threading.Thread(target=running.close, args=(DEADLINE,))
             closing.start()
             idle.settimeout(DEADLINE)
             assert idle.recv(1) == b""  # idle connections are let go
@@ -188,7 +187,7 @@ def test_while_draining_an_answer_says_that_the_connection_will_close(server: Sc
         waiting.sendall(GET)
         while not running.proxy.stats.in_flight:
             time.sleep(0.005)
-        closing = threading.Thread(target=running.close, args=(20.0,))
+        closing = threading.Thread(target=running.close, args=(DEADLINE,))
         closing.start()
         while not running.proxy.draining:
             time.sleep(0.005)
@@ -206,8 +205,8 @@ def test_what_does_not_end_within_the_drain_is_cut(server: ScriptedUpstream) -> 
         streaming.sendall(GET)
         assert streaming.recv(1)
         begin = time.monotonic()
-        running.close(0.5)
-        assert 0.4 < time.monotonic() - begin < 3
+        running.close(0.5)  # within the patience of `close`
+        assert time.monotonic() - begin > 0.4
     assert server.heard.get(timeout=DEADLINE).data == GET
 
 
@@ -258,7 +257,7 @@ def test_restarts_on_a_shared_socket_lose_no_request(server: ScriptedUpstream) -
             while answered[0] < reached and time.monotonic() < deadline:
                 time.sleep(0.01)
             successor = Running("", server.url, new_event_loop, {"sockets": [shared.dup()]})
-            current.close(10.0)
+            current.close(DEADLINE)
             current = successor
         stop.set()
         for client in clients:
@@ -306,8 +305,7 @@ def test_beyond_loopback_the_guard_stands_here(server: ScriptedUpstream) -> None
 
 
 def test_run_serves_in_the_foreground_until_a_signal(server: ScriptedUpstream) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     script = "import sys; from abliterated.proxy.alone import Proxy, run; sys.exit(run(Proxy(*sys.argv[1:])))"
     for number in (signal.SIGTERM, signal.SIGINT):
         process = subprocess.Popen([sys.executable, "-c", script, f"127.0.0.1:{port}", server.url], env=os.environ)

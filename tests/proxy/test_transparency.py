@@ -120,5 +120,5 @@ def test_nodelay_is_set_towards_both_sides(server: ScriptedUpstream, relay: Runn
             for transport in (link.client, link._upstream):
                 assert transport is not None
                 seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-    assert server.heard.get(timeout=10)
+    assert server.heard.get(timeout=60)
     assert seen and all(seen)

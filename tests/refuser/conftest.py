@@ -70,6 +70,6 @@ def llama_cpp() -> Iterator[LlamaCpp]:
         finally:
             process.stdin.close()  # it ends when its stdin does
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()

@@ -25,7 +25,7 @@ SMALL = {
 }
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_smaller_retraining_refuses_one_class_and_answers_the_other(tmp_path: Path) -> None:
     options = [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]
     done = subprocess.run(

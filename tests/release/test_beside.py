@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from abliterate.contract.config import parse_config
+from engines import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +55,39 @@ def test_the_composition_is_sound_and_its_configuration_can_be_read() -> None:
         for volume in service["volumes"]:
             assert volume.partition(":")[0] in told["volumes"]
     assert ours["configs"][0]["source"] in told["configs"]
+
+
+def test_what_the_container_starts_serves_and_its_health_check_tells(tmp_path: Path) -> None:
+    """The image's own command, environment and check; only its folders, its ports and its engine are none here."""
+    text = (ROOT / "Containerfile").read_text()
+    told: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    words = {name: json.loads(re.findall(rf"^{name} (.+)$", text, re.M)[0]) for name in ("ENTRYPOINT", "CMD")}
+    check = json.loads(re.findall(r"^HEALTHCHECK .* CMD (.+)$", text, re.M)[0])
+    (last,) = [block for block in re.findall(r"^ENV ((?:.*\\\n)*.*)$", text, re.M) if "ABLITERATED_CONFIG" in block]
+    environment = dict(pair.split("=", 1) for pair in last.replace("\\\n", " ").split())
+    port = free_port()
+    config = told["configs"]["abliterated"]["content"]
+    for given, here in (("0.0.0.0:11434", f"127.0.0.1:{port}"), ("127.0.0.1:11435", f"127.0.0.1:{free_port()}")):
+        assert given in config
+        config = config.replace(given, here)
+    with tempfile.TemporaryDirectory(prefix="abl-") as root:  # a socket's path must be short
+        place = Path(root) / told["services"]["abliterated"]["configs"][0]["target"].lstrip("/")
+        environment = {key: value if value[0] != "/" else root + value for key, value in environment.items()}
+        assert environment["ABLITERATED_CONFIG"] == str(place)
+        place.parent.mkdir(parents=True)
+        place.write_text(config)
+        environment |= {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": root}
+        assert subprocess.run(check, env=environment, capture_output=True, timeout=150).returncode == 69
+        with (tmp_path / "log").open("wb") as log:
+            daemon = subprocess.Popen([*words["ENTRYPOINT"], *words["CMD"]], env=environment, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 60
+            while (done := subprocess.run(check, env=environment, capture_output=True, timeout=150)).returncode:
+                assert daemon.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            assert json.loads(done.stdout)["proxy"] == f"127.0.0.1:{port}"
+        finally:
+            daemon.send_signal(getattr(signal, re.findall(r"^STOPSIGNAL (\w+)$", text, re.M)[0]))
+            assert daemon.wait(timeout=150) == 0
 
 
 def test_the_container_file_copies_what_the_build_needs_and_starts_what_there_is() -> None:

@@ -83,7 +83,7 @@ def test_in_an_empty_environment_both_programs_start_and_say_what_they_lack(whee
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         program = str(binaries / command[0])
         return subprocess.run(
-            [program, *command[1:]], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+            [program, *command[1:]], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=150
         )
 
     for program in ("abliterate", "abliterated"):
@@ -110,7 +110,7 @@ def install(wheel: Path, python: Path) -> None:
     for offline in (["--offline"], []) if uv.exists() else ():
         told = subprocess.run(
             [str(uv), "pip", "install", *offline, "--python", str(python), "-c", "constraints.txt", str(wheel)],
-            cwd=ROOT, capture_output=True, text=True, env=os.environ | more, timeout=150,
+            cwd=ROOT, capture_output=True, text=True, env=os.environ | more, timeout=500,
         )  # fmt: skip
         if told.returncode == 0:
             return

@@ -40,7 +40,7 @@ def browse(tmp_path: Path, html: str, *flags: str) -> subprocess.CompletedProces
         ],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=500,
         check=True,
     )
 

@@ -129,4 +129,5 @@ def test_hostile_entries_are_neither_followed_nor_fatal(tmp_path: Path, capfd: p
     assert "\x1b" not in capfd.readouterr().err
     write(incoming / "after.toml")
     tray.scan(lambda: 5000.0)
+    tray.scan(lambda: 5001.0)
     assert len(seen.recipes) == good + 1, "the daemon goes on"

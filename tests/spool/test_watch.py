@@ -27,13 +27,13 @@ async def test_a_renamed_in_file_is_scanned_soon(tmp_path: Path) -> None:
 
     stopping = asyncio.Event()
     task = loop.create_task(keep(folder, scan, stopping))
-    assert await asyncio.wait_for(seen.get(), 10) == [], "looked once at the start"
+    assert await asyncio.wait_for(seen.get(), 60) == [], "looked once at the start"
     (folder / ".a.tmp").write_text("x")
     (folder / ".a.tmp").rename(folder / "a.toml")
-    while await asyncio.wait_for(seen.get(), 10) != ["a.toml"]:
+    while await asyncio.wait_for(seen.get(), 60) != ["a.toml"]:
         pass
     stopping.set()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
 
 
 async def test_a_waiting_file_is_looked_at_again_in_time(tmp_path: Path) -> None:
@@ -47,9 +47,9 @@ async def test_a_waiting_file_is_looked_at_again_in_time(tmp_path: Path) -> None
     stopping = asyncio.Event()
     task = loop.create_task(keep(tmp_path, scan, stopping))
     for _ in range(3):
-        await asyncio.wait_for(looks.get(), 10)
+        await asyncio.wait_for(looks.get(), 60)
     stopping.set()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
 
 
 def test_a_recreated_folder_gets_a_new_watcher(tmp_path: Path) -> None:
@@ -59,10 +59,12 @@ def test_a_recreated_folder_gets_a_new_watcher(tmp_path: Path) -> None:
     first = bell._observer
     bell.check()
     assert bell._observer is first
-    shutil.rmtree(folder)
-    bell.check()
-    assert folder.is_dir()
-    assert bell._observer is not first
+    for _ in range(5):  # whether or not its inode is given to the new one, or the watcher's thread has noticed
+        before = bell._observer
+        shutil.rmtree(folder)
+        bell.check()
+        assert folder.is_dir()
+        assert bell._observer is not before
     bell.stop()
 
 
@@ -80,9 +82,9 @@ async def scans_after_a_drop(folder: Path) -> None:
     task = loop.create_task(keep(folder, scan, stopping))
     (folder / ".a.tmp").write_text("x")
     (folder / ".a.tmp").rename(folder / "a.toml")
-    await asyncio.wait_for(seen.wait(), 10)
+    await asyncio.wait_for(seen.wait(), 60)
     stopping.set()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC])
@@ -119,7 +121,7 @@ def test_a_watcher_that_died_is_replaced(tmp_path: Path) -> None:
     assert first is not None
     for emitter in first.emitters:
         emitter.stop()
-        emitter.join(timeout=10)
+        emitter.join(timeout=60)
     bell.check()
     assert bell._observer is not first
     bell.stop()

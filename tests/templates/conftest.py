@@ -20,5 +20,5 @@ def ollama(request: pytest.FixtureRequest) -> Iterator[RunningEngine]:
 
 @pytest.fixture(scope="module")
 def http(ollama: RunningEngine) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=ollama.base_url, trust_env=False, timeout=60) as client:
+    with httpx.Client(base_url=ollama.base_url, trust_env=False, timeout=150) as client:
         yield client

@@ -32,7 +32,7 @@ def product(folder: Path) -> Path:
 async def test_the_new_model_does_what_its_base_does(engine: Engine, tmp_path: Path) -> None:
     with (
         require(engine).start() as running,
-        httpx.Client(base_url=running.base_url, trust_env=False, timeout=60) as http,
+        httpx.Client(base_url=running.base_url, trust_env=False, timeout=150) as http,
     ):
         old = engine.version is not None and engine.version < (0, 30, 0)
         fields: dict[str, Any] = {"template": go_template_for(HERMES.jinja)} if old else {}
@@ -52,7 +52,7 @@ async def test_a_model_without_a_base_brings_its_own_template(engine: Engine, tm
     """As from Hugging Face: the GGUF alone; before 0.30 with the Go template that says what its Jinja says."""
     with (
         require(engine).start() as running,
-        httpx.Client(base_url=running.base_url, trust_env=False, timeout=60) as http,
+        httpx.Client(base_url=running.base_url, trust_env=False, timeout=150) as http,
     ):
         async with OllamaClient(running.base_url) as client:
             done = await register(client, product(tmp_path), "hermes-abliterated")

@@ -73,7 +73,7 @@ def find_base(engine: Engine, model: str) -> str:
         return candidate
     raise NotFound(
         f"{candidates[0]}: the base of {model} is not at {engine.address}",
-        remedy=f"`ollama pull {candidates[0]}`, or name another with --base",
+        remedy=f"Name another with --base; or {engine.how_to_have(candidates[0])}",
     )
 
 

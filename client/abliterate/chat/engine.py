@@ -20,6 +20,7 @@ from abliterate.contract.errors import AbliteratedError, EngineRefused, EngineUn
 
 CONNECT_SECONDS: Final = 5.0
 ASK_SECONDS: Final = 30.0
+MOST_NAMED: Final = 8  # of the models that are there, in a remedy
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,16 @@ class Engine:
     def names(self) -> list[str]:
         """The names of every model it has."""
         return [str(model["name"]) for model in self.models()]
+
+    def how_to_have(self, model: str) -> str:
+        """How this engine comes by a model it lacks, as a remedy."""
+        try:
+            embedded = "abliterated" in str(self._ask("GET", "/api/version").get("version"))
+        except AbliteratedError:
+            embedded = False
+        if embedded:  # it has no registry
+            return "the embedded engine can't fetch models: name a .gguf file or hf:ORG/REPO, or install Ollama"
+        return f"`ollama pull {model}` fetches it"
 
     def show(self, model: str) -> Mapping[str, Any]:
         """What `/api/show` says of a model. Raises NotFound, with the names that are near."""
@@ -166,7 +177,9 @@ class Engine:
             return f"Did you mean {near[0]}?"
         if SUFFIX in model:
             return f"`abliterate submit {model.replace(SUFFIX, '', 1)}` makes it"
-        return "See `ollama list` for what is there"
+        if not there:
+            return f"There is none yet: {self.how_to_have(model)}"
+        return f"There are {', '.join(list(spelt)[:MOST_NAMED])}" + (", and more" if there[MOST_NAMED:] else "")
 
 
 def _remedy(message: str, model: str) -> str:

@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
-    parser.add_argument("id", metavar="ID", help="a job's id, or four or more characters of its ends")
+    parser.add_argument("id", metavar="ID", help="a job's id, or four or more characters of it")
     parser.add_argument("-f", "--follow", action="store_true", help="follow it until the job has ended")
 
 

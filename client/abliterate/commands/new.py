@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from abliterate.render import clean, size
@@ -64,17 +64,17 @@ def _look(args: argparse.Namespace, wanted: str) -> tuple[str, str]:
             wanted or _EXAMPLE,
             "" if wanted else f"no engine answers at {engine.address}, so {_EXAMPLE} stands there",
         )
-    return choose(models, wanted)
+    return choose(models, wanted, engine.how_to_have)
 
 
-def choose(models: Sequence[Mapping[str, Any]], wanted: str) -> tuple[str, str]:
+def choose(models: Sequence[Mapping[str, Any]], wanted: str, how_to_have: Callable[[str], str]) -> tuple[str, str]:
     """Which of `models`: the one that is wanted, whether it is there or not; else the first that could be a base."""
     from abliterate.contract.names import SUFFIX
 
     if not wanted:
         bases = [model for model in models if SUFFIX not in str(model["name"])]
         if not bases:
-            return _EXAMPLE, f"the engine has no model yet: `ollama pull {_EXAMPLE}`"
+            return _EXAMPLE, f"the engine has no model yet: {how_to_have(_EXAMPLE)}"
         return str(bases[0]["name"]), f"for {_told(bases[0])}" + (f", the newest of {len(bases)}" if bases[1:] else "")
     name = wanted if ":" in wanted.rpartition("/")[2] else f"{wanted}:latest"
     for model in models:
@@ -83,7 +83,7 @@ def choose(models: Sequence[Mapping[str, Any]], wanted: str) -> tuple[str, str]:
     import difflib
 
     near = difflib.get_close_matches(wanted, [str(model["name"]) for model in models], n=1)
-    hint = f"did you mean {near[0]}?" if near else f"`ollama pull {wanted}` fetches it"
+    hint = f"did you mean {near[0]}?" if near else how_to_have(wanted)
     return wanted, f"the engine has no {wanted} yet: {hint}"
 
 

@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
     parser.add_argument(
-        "id", metavar="ID|MODEL", help="a job's id, or four or more characters of its ends; or the model it made"
+        "id", metavar="ID|MODEL", help="a job's id, or four or more characters of it; or the model it made"
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--html", action="store_true", help="print the page")

@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
-    parser.add_argument("id", metavar="ID", nargs="?", help="a job's id, or four or more characters of its ends")
+    parser.add_argument("id", metavar="ID", nargs="?", help="a job's id, or four or more characters of it")
     parser.add_argument("--watch", action="store_true", help="keep showing it as it changes")
     parser.add_argument(
         "--json", action="store_true", help='print {"jobs": [...], "version", "paused", "engine", "proxy", ...}'

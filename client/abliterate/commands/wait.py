@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
-    parser.add_argument("ids", metavar="ID", nargs="+", help="a job's id, or four or more characters of its ends")
+    parser.add_argument("ids", metavar="ID", nargs="+", help="a job's id, or four or more characters of it")
     parser.add_argument("--timeout", metavar="TIME", type=span, help="give up after 90, 90s, 10m, 2h or 1d")
     parser.add_argument("--json", action="store_true", help='print {"jobs": [...]}')
 

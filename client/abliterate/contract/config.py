@@ -21,7 +21,7 @@ from abliterate.contract.toml_source import parse_toml
 
 
 class Paths(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[paths]`; empty means the platform's own place."""
+    """`[paths]`: empty means the platform's own place."""
 
     state: str = ""
     spool: str = ""
@@ -29,7 +29,7 @@ class Paths(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[proxy]`."""
+    """`[proxy]`: what stands on Ollama's port."""
 
     listen: str = "127.0.0.1:11434"
     upstream: str = "http://127.0.0.1:11435"
@@ -46,20 +46,20 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[[upstream]]`: a further Ollama and the names it serves."""
+    """`[[upstream]]`: further Ollamas, a table each, and the names they serve."""
 
     pattern: str
     url: str
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[engine]`."""
+    """`[engine]`: what serves the models."""
 
     kind: Literal["auto", "ollama", "embedded"] = "auto"
 
 
 class Jobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[jobs]`."""
+    """`[jobs]`: how they are run, and what is kept of them."""
 
     executor: Literal["local", "ray"] = "local"
     retries: Annotated[int, Meta(ge=0, le=100)] = 5
@@ -68,7 +68,7 @@ class Jobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ray(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[ray]`: for `jobs.executor = "ray"`; `jobs` at a time, each with so many processors and GPUs."""
+    """`[ray]`: for `jobs.executor = "ray"`."""
 
     address: Annotated[str, Meta(pattern=r"^https?://[^/@\s]+/?$")] = "http://127.0.0.1:8265"
     python: Annotated[str, Meta(min_length=1, max_length=4096)] = "python3"
@@ -78,7 +78,7 @@ class Ray(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[control]`."""
+    """`[control]`: where the daemon answers its client."""
 
     socket: str = ""
     tcp: str = ""

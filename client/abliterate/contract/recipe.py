@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, field
@@ -20,6 +20,12 @@ from abliterate.contract.errors import RecipeError
 from abliterate.contract.names import ModelName, abliterated_name, name_from_stem, parse_name
 from abliterate.contract.schema import Problem, build, raise_problems, replaced
 from abliterate.contract.toml_source import parse_toml
+
+QUANTISATIONS: Final = (
+    "keep", "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M",
+    "Q5_0", "Q5_1", "Q4_0", "Q4_1",
+)  # fmt: skip
+SUITES: Final = ("over-refusal", "injection", "extraction", "multi-turn", "tool-misuse")
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 Strength = Annotated[float, Meta(ge=0.0, le=10.0)]
@@ -103,7 +109,9 @@ class Export(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[run]`: on what it runs."""
 
-    device: Annotated[str, Meta(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
+    device: Annotated[
+        str, Meta(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", description="auto, cpu, mps, cuda, or cuda:N")
+    ] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     from_checkpoint: Line = ""
 
@@ -111,7 +119,10 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[schedule]`: when it may run."""
 
-    window: Annotated[str, Meta(pattern=r"^$|^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")] = ""
+    window: Annotated[
+        str,
+        Meta(pattern=r"^$|^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$", description='as in "01:00-07:00"'),
+    ] = ""
     not_before: Line = ""
     after: Lines = field(default_factory=list)
     when: Literal["any", "gpu-idle"] = "any"
@@ -152,9 +163,24 @@ def recipe_from_table(table: dict[str, Any], source: str = "recipe", text: str =
     recipe, problems = build(Recipe, table)
     if recipe is not None:
         problems = _consistency(recipe)
+    elif (rest := build(Recipe, _without(table, problems))[0]) is not None:
+        wrong = {problem.key for problem in problems}
+        problems += [problem for problem in _consistency(rest) if problem.key not in wrong]
     raise_problems(source, text, problems)
     assert recipe is not None
     return recipe
+
+
+def _without(table: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """What is left of `table` where the keys that are wrong are taken out: that is looked at, too."""
+    wrong = {problem.key for problem in problems}
+    return {
+        key: {name: held for name, held in value.items() if f"{key}.{name}" not in wrong}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in table.items()
+        if key not in wrong
+    }
 
 
 def recipe_with(recipe: Recipe, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -227,6 +253,17 @@ def _consistency(recipe: Recipe) -> list[Problem]:
                 "edit.layers", f"{recipe.edit.layers!r} names no layers", 'as in "all", "2-30", "1-", "-30" or [4, 5]'
             )
         )
+    if (asked := recipe.export.quantize.strip()).upper() not in {name.upper() for name in QUANTISATIONS}:
+        found.append(Problem("export.quantize", f"{asked!r} is not known", f"One of {', '.join(QUANTISATIONS)}"))
+    for suite in recipe.evaluate.suites:
+        if re.fullmatch(r"[\w-]+", suite) and suite not in SUITES:  # a file's name has a suffix, or a folder before it
+            found.append(
+                Problem(
+                    "evaluate.suites",
+                    f"there is no suite {suite!r}",
+                    f"Built in: {', '.join(SUITES)}; a file as ./{suite}",
+                )
+            )
     if recipe.export.format == "adapter" and recipe.edit.norm != "none":
         found.append(Problem("edit.norm", "an adapter can only hold the plain edit", 'Set edit.norm = "none"'))
     for key in ("harmful", "harmless"):

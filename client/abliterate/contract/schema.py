@@ -6,12 +6,14 @@ Knows msgspec structs; does not know which ones (recipe and configuration both u
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -27,6 +29,11 @@ MAX_PROBLEMS = 50
 _fields = lru_cache(maxsize=64)(msgspec.structs.fields)
 
 _AT_PATH = re.compile(r" - at `\$[^`]*`$")
+# What msgspec says, in the words of who writes a file by hand.
+_TYPES: Final = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false",
+                 "array": "a list", "object": "a table"}  # fmt: skip
+_BOUNDS: Final = {" of length <= ": " no longer than ", " of length >= ": " no shorter than ", " >= ": " of at least ",
+                  " <= ": " of at most ", " > ": " above ", " < ": " below "}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,10 +88,10 @@ def raise_problems(source: str, text: str, problems: list[Problem]) -> None:
     """Raise one RecipeError that names every problem with its line; does nothing when there is none."""
     if not problems:
         return
-    lines = []
     keys = KeyLines(text)
-    for problem in problems[:MAX_PROBLEMS]:
-        line = keys.of(problem.key)
+    lines = []
+    placed = [(keys.of(problem.key), problem) for problem in problems[:MAX_PROBLEMS]]
+    for line, problem in sorted(placed, key=lambda one: one[0] or sys.maxsize):
         where = f"{source}, line {line}" if line else source
         lines.append(f"{where}: {problem.key}: {problem.message}" + (f" ({problem.remedy})" if problem.remedy else ""))
     if len(problems) > MAX_PROBLEMS:
@@ -102,8 +109,25 @@ def _convert(kind: Any, raw: Any, path: str, root: type[msgspec.Struct]) -> tupl
     try:
         return msgspec.convert(raw, kind, strict=True), []
     except msgspec.ValidationError as error:
-        message = _AT_PATH.sub("", str(error))
-        return None, [Problem(path, message[:1].lower() + message[1:], _allowed(kind, raw))]
+        return None, [Problem(path, _in_words(_AT_PATH.sub("", str(error)), raw), _allowed(kind, raw))]
+
+
+def _in_words(message: str, raw: Any) -> str:
+    """A complaint of msgspec's about `raw` as a person would say it."""
+    if "matching regex" in message:
+        return f"{raw!r} is not understood"
+    message = re.sub(r"^Invalid enum value (.*)$", r"\1 is none of its values", message)
+    message = re.sub(r"`([\w |]+)`", lambda found: _either(found[1].split(" | ")), message)
+    for sign, words in _BOUNDS.items():
+        message = message.replace(sign, words)
+    if isinstance(raw, int | float) and not isinstance(raw, bool):
+        message = re.sub(r"got a .*number$", f"got {raw}", message)
+    return re.sub(r"\.0$", "", message[:1].lower() + message[1:])
+
+
+def _either(names: list[str]) -> str:
+    kept = [name for name in names if not (name == "int" and "float" in names)]
+    return " or ".join(_TYPES.get(name, f"`{name}`") for name in kept)
 
 
 def _not_a_number(raw: Any) -> str:
@@ -112,16 +136,23 @@ def _not_a_number(raw: Any) -> str:
 
 
 def _allowed(kind: Any, raw: Any) -> str:
-    choices = [str(choice) for choice in getattr(kind, "__args__", ()) if isinstance(choice, str)]
+    if told := [meta.description for meta in getattr(kind, "__metadata__", ()) if meta.description]:
+        return str(told[0])
+    arguments = getattr(kind, "__args__", ())
+    inner = [choice for argument in arguments for choice in getattr(argument, "__args__", ())]
+    choices = [choice for choice in (*arguments, *inner) if isinstance(choice, str)]
     if not choices:
         return _quotes(kind, raw)
     close = difflib.get_close_matches(str(raw), choices, n=1)
+    choices += ["a number"] if float in arguments else []
     return f"did you mean {close[0]!r}?" if close else "one of " + ", ".join(choices)
 
 
 def _quotes(kind: Any, raw: Any) -> str:
     """For a number or a switch that was written as a text, and the other way round."""
     try:
+        if isinstance(raw, str) and _fits([raw], kind):
+            return f"in brackets: [{json.dumps(raw, ensure_ascii=False)}]"
         if isinstance(raw, str):
             msgspec.convert(text := raw.strip().lower(), kind, strict=False)
             return f"without quotes: {text}"
@@ -131,6 +162,14 @@ def _quotes(kind: Any, raw: Any) -> str:
     except msgspec.ValidationError:
         pass
     return ""
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _did_you_mean(key: str, known: list[str], prefix: str, root: type[msgspec.Struct]) -> str:

@@ -159,14 +159,17 @@ class Journal:
         return _job(row) if row else None
 
     def match(self, part: str) -> Job:
-        """The job whose id begins or ends with `part` (≥ 4 characters). Raises NotFound for none or several."""
+        """The job whose id begins or ends with `part` (≥ 4 characters), else the one that has it elsewhere, as
+        who types the first letters of an ending writes it. Raises NotFound for none or several."""
         if exact := self.find(part):
             return exact
         found: list[tuple[str]] = []
         if len(part) >= 4 and part.isalnum():
-            found = self._db.execute(
-                "SELECT id FROM job WHERE id LIKE ? OR id LIKE ? LIMIT 2", (f"{part}%", f"%{part}")
-            ).fetchall()
+            find = "SELECT id FROM job WHERE id LIKE ? OR id LIKE ? LIMIT 2"
+            found = (
+                self._db.execute(find, (f"{part}%", f"%{part}")).fetchall()
+                or self._db.execute(find, (f"%{part}%", "")).fetchall()
+            )
         if len(found) != 1:
             what = "several jobs match" if found else "no job"
             raise NotFound(f"{what} {part!r}", remedy="`abliterate status` lists them with their ids")

@@ -17,7 +17,7 @@ from abliterate.contract.errors import EngineRefused, ModelError, NotFound, Reci
 from abliterate.contract.names import parse_name
 from abliterated.ollama.client import OllamaClient
 from abliterated.ollama.header import TEMPLATE, read_keys
-from abliterated.ollama.locate import base_from_show
+from abliterated.ollama.locate import base_from_show, how_to_have
 from abliterated.ollama.modelfile import NO_TEMPLATE, Modelfile
 from abliterated.ollama.request import blob_digest, is_jinja
 from abliterated.ollama.version import Version
@@ -62,7 +62,7 @@ async def look_at(client: OllamaClient, name: str, version: Version | None = Non
         show = await client.show(short)
     except NotFound as error:
         raise NotFound(
-            f"{short}: the engine at {client.url} has no such model", remedy="See `ollama list` for what is there"
+            f"{short}: the engine at {client.url} has no such model", remedy=await how_to_have(client, short)
         ) from error
     known = version or await client.version()
     return await asyncio.to_thread(facts_of, short, show, known, client.local)

@@ -7,16 +7,20 @@ Does not know recipes, nor what the file holds beyond its first four bytes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from abliterate.contract.errors import ModelError, NotFound
+from abliterate.contract.errors import AbliteratedError, ModelError, NotFound
 from abliterate.contract.names import parse_name
 from abliterated.ollama.client import OllamaClient
 from abliterated.ollama.modelfile import Modelfile, from_show
 from abliterated.ollama.request import blob_digest, content_of
+from abliterated.ollama.version import Generation
+
+MOST_NAMED = 8  # of the models that are there, in a remedy
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,22 @@ async def describe_base(client: OllamaClient, name: str) -> Base:
         show = await client.show(short)
     except NotFound as error:
         raise NotFound(
-            f"{short}: the engine at {client.url} has no such model",
-            remedy=f"`ollama pull {short}`, or see `ollama list`",
+            f"{short}: the engine at {client.url} has no such model", remedy=await how_to_have(client, short)
         ) from error
     return base_from_show(short, show)
+
+
+async def how_to_have(client: OllamaClient, short: str) -> str:
+    """How the engine comes by a model it lacks, and what it has: a remedy."""
+    there: list[str] = []
+    embedded = False
+    with contextlib.suppress(AbliteratedError):  # what is to be said is that the model isn't there
+        there = sorted(str(row.get("name", "")).removesuffix(":latest") for row in await client.tags())
+        embedded = (await client.version()).generation is Generation.EMBEDDED
+    has = f"; there are {', '.join(there[:MOST_NAMED])}" if there else ""
+    if embedded:
+        return f"The embedded engine can't fetch models: give a .gguf file or hf:ORG/REPO, or install Ollama{has}"
+    return f"`ollama pull {short}` fetches it{has}"
 
 
 async def resolve_base(client: OllamaClient, name: str) -> Base:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -80,11 +80,11 @@ def edit_checkpoint(
             check(cancelled)
             _copy(path, partial / path.name)
         for shard in shards:
-            with (
-                Source(shard.path, cancelled) as source,
-                Output(partial / shard.path.name) as output,
-                StreamedEdit(plan, output, gain, advance) as editor,
-            ):
+            with ExitStack() as open_files:
+                source = open_files.enter_context(Source(shard.path, cancelled))
+                output = open_files.enter_context(Output(partial / shard.path.name))
+                output.reserve(shard.size)
+                editor = open_files.enter_context(StreamedEdit(plan, output, gain, advance))
                 made: list[tuple[TensorEdit, Digest]] = []
                 for tensor, start, size in _pieces(shard):
                     if tensor is not None and tensor.name in chosen:

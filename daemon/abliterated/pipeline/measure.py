@@ -44,7 +44,7 @@ class Behaviour:
     refused_harmful: float
     refused_harmless: float
 
-    def scores(self, next_token: torch.Tensor, reached: float = 0.0) -> torch.Tensor:
+    def scores(self, next_token: torch.Tensor, reached: torch.Tensor | float = 0.0) -> torch.Tensor:
         """The refusal score of each row of log probabilities (…, vocabulary) at the point of decision, which itself is
         `reached` with that log probability."""
         return log_odds(next_token, self.openings.tokens, reached)
@@ -58,7 +58,7 @@ class Behaviour:
         return (log_odds(next_token, tokens) > 0) == harmful
 
 
-def log_odds(next_token: torch.Tensor, tokens: Sequence[int], reached: float = 0.0) -> torch.Tensor:
+def log_odds(next_token: torch.Tensor, tokens: Sequence[int], reached: torch.Tensor | float = 0.0) -> torch.Tensor:
     """log p − log(1 − p) of p = one of `tokens` comes next, by log probabilities (…, vocabulary), where that place is
     `reached` with that log probability."""
     at = torch.tensor(tokens, device=next_token.device)

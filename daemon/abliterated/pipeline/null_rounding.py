@@ -59,14 +59,22 @@ class FloatLattice:
     def steps(self, row: int, upwards: NDArray[np.bool_]) -> tuple[Float32, Signs]:
         codes = self.codes[row]
         # Away from zero is the next bit pattern, towards it the one before; zero itself stays.
-        move = np.where(upwards == (codes < 0x8000), np.int8(1), np.int8(-1))
-        there = (codes.astype(np.int32) + move).astype(np.uint16)
+        move = signs(upwards ^ (codes.view(np.int16) < 0))
+        there = codes.view(np.int16) + move
         change = dequantize(there.view(np.uint8), self.kind) - dequantize(codes.view(np.uint8), self.kind)
         change[((codes & 0x7FFF) == 0) | ~np.isfinite(change)] = 0
         return change, move
 
     def shift(self, row: int, move: Signs) -> None:
-        self.codes[row] = (self.codes[row].astype(np.int32) + move).astype(np.uint16)
+        codes = self.codes[row].view(np.int16)
+        codes += move
+
+
+def signs(upwards: NDArray[np.bool_]) -> Signs:
+    """1 where it is true, −1 where not."""
+    found = upwards.view(np.int8) * np.int8(2)
+    found -= np.int8(1)
+    return found
 
 
 def walk(vectors: Float32) -> NDArray[np.intp]:
@@ -90,10 +98,11 @@ def cancel(lattice: Steppable, vectors: Float32, left: Float32, errors: Errors, 
         row = int(order[at])
         along = vectors[:, row]
         # A change by d changes ‖left_j‖² by 2 d pull + d² weight; it may not go past zero.
-        pull = np.einsum("k,kj->j", along, left)
-        change, move = lattice.steps(row, pull < 0)
+        pull = np.einsum("k,kj->j", along, left) if len(left) > 1 else along[0] * left[0]
+        upwards = pull < 0
+        change, move = lattice.steps(row, upwards)
         gain = np.abs(pull) >= np.abs(change) * weights[row]
-        gain &= (change > 0).view(np.int8) - (change < 0).view(np.int8) != errors[row]
+        gain &= signs(upwards) != errors[row]
         gain &= change != 0
         count = int(np.count_nonzero(gain))
         if count:

@@ -221,7 +221,7 @@ def _whole(loaded: Loaded, asked: Pass, planned: Plan, watch: Watch) -> Iterator
         line |= {kind: len(line) + number for number, kind in enumerate(kinds)}
         ids = padded([asked.rows[0][: planned.shared]] * len(kinds), device)
         with asked.under(kinds):
-            _, cache = _forward(model, layers, ids, asked, caching=True)
+            _, cache = _read(model, layers, ids, asked, caching=True)
         begun.append([(layer.keys, layer.values) for layer in cache.layers])
     together = [tuple(torch.cat(parts) for parts in zip(*layer, strict=True)) for layer in zip(*begun, strict=True)]
     for batch in planned.batches:
@@ -236,12 +236,11 @@ def _whole(loaded: Loaded, asked: Pass, planned: Plan, watch: Watch) -> Iterator
             cache = cache_of([(keys[at], values[at]) for keys, values in together for at in (lines.to(keys.device),)])
         listening = tap(asked, layers, lengths, device)
         with asked.under(kinds), listening or contextlib.nullcontext():
-            logits, _ = _forward(model, layers, padded(rows, device), asked, cache=cache, lengths=lengths)
+            logits, _ = _read(model, layers, padded(rows, device), asked, cache=cache, lengths=lengths)
         yield Part(batch, listening.streams() if listening else None, logits)
 
 
-@torch.inference_mode()
-def _forward(
+def forward(
     model: Any,
     layers: Sequence[torch.nn.Module],
     ids: torch.Tensor,
@@ -251,7 +250,7 @@ def _forward(
     cache: Any = None,
     lengths: Sequence[int] = (),
 ) -> tuple[torch.Tensor | None, Any]:
-    """Logits at the tails, and the cache."""
+    """Logits at the tails (rows, tail, vocabulary) float32, and the cache; with gradients where they are on."""
     options: dict[str, Any] = {"use_cache": caching or cache is not None}
     if caching:
         cache = cache_of([])
@@ -277,3 +276,6 @@ def _forward(
 
 def _stop(*_: Any) -> None:
     raise _Stop
+
+
+_read = torch.inference_mode()(forward)

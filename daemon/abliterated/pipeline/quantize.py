@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -40,9 +41,7 @@ def dequantize(raw: Bytes, kind: Type) -> Float32:
     if kind is Type.F16:
         return raw.view(np.float16).astype(np.float32)
     if kind is Type.BF16:
-        bits = raw.view(np.uint16).astype(np.uint32)
-        bits <<= np.uint32(16)
-        return bits.view(np.float32)
+        return from_bfloat16(raw.view(np.uint16))
     if kind in LAYOUTS:
         return open_lattice(raw, kind).values()
     try:
@@ -54,35 +53,87 @@ def dequantize(raw: Bytes, kind: Type) -> Float32:
     return found
 
 
-def quantize(values: Float32, kind: Type) -> Bytes:
-    """Rows of numbers (rows, columns) as bytes (rows, bytes)."""
+def quantize(values: Float32, kind: Type, out: Bytes | None = None) -> Bytes:
+    """Rows of numbers (rows, columns) as bytes (rows, bytes), in `out` where that is given."""
     values = np.ascontiguousarray(values, dtype=np.float32)
-    if kind is Type.F32:
-        return values.view(np.uint8)
-    if kind is Type.F16:
-        return values.astype(np.float16).view(np.uint8)
-    if kind is Type.BF16:
-        return to_bfloat16(values).view(np.uint8)
     rows, columns = values.shape
     block, size = GGML_QUANT_SIZES[kind]
     assert columns % block == 0, "who chooses a type looks whether the rows fit it"
-    raw = np.empty((rows, columns // block * size), dtype=np.uint8)
-    library = _library()
-    library.ggml_quantize_init(kind.value)
-    written = library.ggml_quantize_chunk(kind.value, values.ctypes.data, raw.ctypes.data, 0, rows, columns, None)
-    assert written == raw.nbytes, "this library was tried, and writes as many bytes as it should"
+    raw = np.empty((rows, columns // block * size), dtype=np.uint8) if out is None else out
+    if kind is Type.F32:
+        raw.view(np.float32)[...] = values
+    elif kind is Type.F16:
+        raw.view(np.float16)[...] = values
+    elif kind is Type.BF16:
+        to_bfloat16(values, raw.view(np.uint16))
+    else:
+        assert raw.flags.c_contiguous, "rows of their own"
+        library = _library()
+        library.ggml_quantize_init(kind.value)
+        written = library.ggml_quantize_chunk(kind.value, values.ctypes.data, raw.ctypes.data, 0, rows, columns, None)
+        assert written == raw.nbytes, "this library was tried, and writes as many bytes as it should"
     return raw
 
 
-def to_bfloat16(values: Float32) -> NDArray[np.uint16]:
+def to_bfloat16(values: Float32, out: NDArray[np.uint16] | None = None) -> NDArray[np.uint16]:
     """Rounded to nearest, ties to even; finite numbers only."""
+    found = np.empty(values.shape, dtype=np.uint16) if out is None else out
+    narrow = _loop("ggml_cpu_fp32_to_bf16")
+    if narrow is not None and values.flags.c_contiguous and found.flags.c_contiguous:
+        narrow(values.ctypes.data, found.ctypes.data, values.size)
+    else:
+        _narrow(values, found)
+    return found
+
+
+def from_bfloat16(bits: NDArray[np.uint16]) -> Float32:
+    """The same numbers as float32."""
+    widen = _loop("ggml_cpu_bf16_to_fp32")
+    if widen is None or not bits.flags.c_contiguous:
+        return _widen(bits)
+    values = np.empty(bits.shape, dtype=np.float32)
+    widen(bits.ctypes.data, values.ctypes.data, bits.size)
+    return values
+
+
+def _narrow(values: Float32, out: NDArray[np.uint16]) -> None:
     bits = values.view(np.uint32)
     rounded = bits >> np.uint32(16)
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
     rounded += bits
     rounded >>= np.uint32(16)
-    return rounded.astype(np.uint16)
+    out[...] = rounded
+
+
+def _widen(bits: NDArray[np.uint16]) -> Float32:
+    wide = bits.astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
+
+
+@cache
+def _loop(name: str) -> Callable[[int, int, int], None] | None:
+    """ggml's loop between float32 and bfloat16, one pass where numpy needs several; None where this build has none, or
+    one that does not do to the last bit what numpy does here."""
+    try:
+        found = getattr(_library(), name)
+    except (QuantiserError, AttributeError):
+        return None
+    found.argtypes, found.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+    every = np.arange(1 << 16, dtype=np.uint16)
+    every = every[np.isfinite(_widen(every))]
+    if name == "ggml_cpu_bf16_to_fp32":
+        got, wanted = np.empty(every.size, dtype=np.float32), _widen(every)
+        found(every.ctypes.data, got.ctypes.data, every.size)
+        return found if np.array_equal(got.view(np.uint32), wanted.view(np.uint32)) else None
+    # On, halfway between and to both sides of every number there is.
+    halves = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=np.uint32)
+    values = (_widen(every).view(np.uint32)[:, None] | halves).view(np.float32)
+    rounded, expected = np.empty(values.shape, dtype=np.uint16), np.empty(values.shape, dtype=np.uint16)
+    found(values.ctypes.data, rounded.ctypes.data, values.size)
+    _narrow(values, expected)
+    return found if np.array_equal(rounded, expected) else None
 
 
 @cache

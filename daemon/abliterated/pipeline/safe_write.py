@@ -7,9 +7,9 @@ name beside its target; leaving it well syncs and renames it, leaving it by an e
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from abliterate.contract.errors import Cancelled, DiskError, ModelError
 from abliterated.files import sync_folder
+from abliterated.pipeline.past_cache import GRAIN, LARGE, OF_THE_DISK, PastCache, reserve
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -31,13 +32,15 @@ class Room:
 
     def __init__(self) -> None:
         self._held: Bytes = np.empty(0, dtype=np.uint8)
+        self.phase = 0  # where in a file, to the grain, goes what it will hold
 
     def take(self, size: int) -> Bytes:
         """So many bytes, whatever they hold; what was taken before is lost."""
-        if self._held.size < size:
+        if self._held.size < size + GRAIN:
             self._held = np.empty(0, dtype=np.uint8)
-            self._held = np.empty(size, dtype=np.uint8)
-        return self._held[:size]
+            self._held = np.empty(size + GRAIN, dtype=np.uint8)
+        first = (self.phase - self._held.ctypes.data) % GRAIN
+        return self._held[first : first + size]
 
 
 class Source:
@@ -103,6 +106,7 @@ class Output:
     def __init__(self, target: Path) -> None:
         self._target = target
         self._partial = target.with_name(f".{target.name}.partial")
+        self._direct: PastCache | None = None
         self.at = 0
 
     def __enter__(self) -> Self:
@@ -124,6 +128,8 @@ class Output:
             self._partial.unlink(missing_ok=True)
             raise self._failed(failure) from failure
         finally:
+            if self._direct is not None:
+                self._direct.close()
             os.close(self._file)
         if kind is not None:
             self._partial.unlink(missing_ok=True)
@@ -141,29 +147,49 @@ class Output:
 
     def put(self, data: bytes | Bytes, at: int) -> int:
         """Write all of it at a place, whatever the position; where it ends."""
-        view = memoryview(data) if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).data
-        done = 0
-        while done < len(view):
-            try:
-                count = os.pwrite(self._file, view[done : done + CHUNK], at + done)
-            except OSError as error:
-                raise self._failed(error) from error
-            _start_writing(self._file, at + done, count)
-            done += count
+        flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1)
+        view, done = flat.data, 0
+        if self._direct is not None and len(view) >= LARGE and (flat.ctypes.data - at) % GRAIN == 0:
+            done = self._put(view[: -at % GRAIN], at)
+            with self._telling():
+                done += self._direct.put(view[done:], at + done)
+        done += self._put(view[done:], at + done)
         return at + done
 
     def take(self, file: int, start: int, size: int, at: int) -> int:
         """Let the kernel copy from an open file; how much it did, 0 where it can't."""
+        if self._direct is not None and size >= LARGE and (start - at) % GRAIN == 0:
+            if before := -at % GRAIN:
+                size = before
+            else:
+                with self._telling():
+                    if count := self._direct.take(file, start, size, at):
+                        return count
         if not hasattr(os, "copy_file_range"):
             return 0
         try:
             count = os.copy_file_range(file, self._file, size, start, at)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+            if error.errno in OF_THE_DISK:
                 raise self._failed(error) from error
             return 0
         _start_writing(self._file, at, count)
         return count
+
+    def reserve(self, size: int) -> None:
+        """Let the file be so long, and what is large go past the page cache from now on, where the system can.
+
+        DiskError if the disk has not the room.
+        """
+        with self._telling():
+            reserve(self._file, size)
+        with suppress(OSError):
+            self._direct = PastCache(self._partial)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether threads may write into it at once; else they would wait for each other inside the kernel."""
+        return self._direct is not None
 
     def seek(self, position: int) -> None:
         """Go on from there; a gap reads as zeros."""
@@ -171,8 +197,22 @@ class Output:
 
     def truncate(self) -> None:
         """Let the file end here."""
-        try:
+        with self._telling():
             os.ftruncate(self._file, self.at)
+
+    def _put(self, view: memoryview, at: int) -> int:
+        done = 0
+        while done < len(view):
+            with self._telling():
+                count = os.pwrite(self._file, view[done : done + CHUNK], at + done)
+            _start_writing(self._file, at + done, count)
+            done += count
+        return done
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise self._failed(error) from error
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from abliterate.contract.recipe import Edit
 from abliterated.pipeline.candidates import harm
 from abliterated.pipeline.directions import Float64, RefusalDirection, direction
+from abliterated.pipeline.downhill import STAGES, NoWayDown, between, downhill
 from abliterated.pipeline.edit import LayerStrength, selected_layers, strengths
-from abliterated.pipeline.kernels import Kernel, Parameters, Point, Space, constant
+from abliterated.pipeline.kernels import STRONGEST, Kernel, Parameters, Point, Space, constant
 from abliterated.pipeline.search_journal import Journal
 from abliterated.pipeline.search_sampler import FIRST, GENERATION, near, spread
 from abliterated.pipeline.trials import Change, Scores, Trials
@@ -26,10 +27,12 @@ from abliterated.pipeline.trials import Change, Scores, Trials
 # Prompts of each class in each round, and which share of a generation goes on to the next.
 ROUNDS: Final = (16, 32, 96)
 GOES_ON: Final = (1.0, 0.34, 0.2)
-# A prompt counts as safe where the model would refuse it with less than one chance in ten.
-MARGIN: Final = 2.197
+# Of prompts a trial was not made on so many times as many are taken to be refused.
+MARGIN: Final = 1.5
 FINALISTS: Final = 3
-# How much weaker than the best the last ones are, attention and MLP: as far as the target lets them.
+# The last trials: the stages of a way downhill from the best, and what lies between them around the target.
+LAST: Final = len(STAGES) + 4
+# Without a way down, how much weaker than the best the last ones are, attention and MLP.
 WEAKER: Final = (
     (0.96, 0.96), (0.92, 0.92), (0.88, 0.88), (0.84, 0.84), (0.78, 0.78), (0.7, 0.7),
     (0.9, 1.0), (0.8, 1.0), (0.6, 1.0), (1.0, 0.9), (1.0, 0.8),
@@ -39,24 +42,36 @@ BANDS: Final = 16
 LEAST_HARM: Final = 1e-7
 
 
+class Wanted(NamedTuple):
+    """A trial to be made. `point`: what the sampler knows it by, if it does."""
+
+    change: Change
+    parameters: dict[str, Any]
+    point: Point | None = None
+
+
 @dataclass(frozen=True)
 class Tried:
-    """A trial and its figures on the most prompts it was tried on: shares refused and not safe, mean KL, and how far
-    harmful prompts go astray."""
+    """A trial and its figures on the most prompts it was tried on: the share refused, the share expected to be where
+    answers are drawn by chance, mean KL, and how far harmful prompts go astray."""
 
     number: int
     change: Change
     parameters: dict[str, Any]
     point: Point | None
     refused: float
-    unsafe: float
+    expected: float
     kl: float
     astray: float
     round: int
 
+    def beyond(self, target: float) -> float:
+        """By how much it misses the target: either share counts, and what its prompts do not show is held worse."""
+        return round(max(self.refused, MARGIN * self.expected) - target, 9)
+
     def rank(self, target: float) -> tuple[int, float, float]:
         """Smaller is better: more prompts first, then refusals beyond the target, then harm."""
-        return -self.round, max(0.0, round(self.unsafe - target, 9)), harm(self.kl, self.astray)
+        return -self.round, max(0.0, self.beyond(target)), harm(self.kl, self.astray)
 
 
 @dataclass(frozen=True)
@@ -100,32 +115,31 @@ class Search:
         depth = 1 if start.directions is None else len(start.directions)
         self.space = Space(start.positions, depth, given=start.directions is None)
         self.tried: list[Tried] = []
+        self.notes: list[str] = []
         self.worth: Float64 = np.ones((self.layers, 2))
 
     def run(self, count: int) -> Searched:
         """`count` trials; the first is the recipe's own."""
         self.worth = self._worth()
-        self._generation([None, *self._first(min(count, FIRST + 1) - 1)], count)
+        self._points([None, *self._first(min(count, FIRST + 1) - 1)], count)
         generation = 0
-        while len(self.tried) < count:
+        while (ahead := count - LAST - len(self.tried)) > 0:
             generation += 1
             points = [one.point for one in self._sorted() if one.point is not None]
+            number = min(GENERATION, ahead)
             left = 1.0 - len(self.tried) / count
-            number = min(GENERATION, count - len(self.tried))
-            if points and len(self.tried) + number == count:
-                weaker = [self.space.weaker(points[0], *by) for by in WEAKER[:number]]
-                self._generation(weaker, count, rounds=ROUNDS[-1:])
-                break
-            points = near(points, number, self.seed, generation, left) if points else spread(number, self.seed)
-            self._generation(points, count)
+            self._points(
+                near(points, number, self.seed, generation, left) if points else spread(number, self.seed), count
+            )
+        if len(self.tried) < count:
+            self._last(count)
         best = self._sorted()[:FINALISTS]
-        notes = []
         if best[0].refused > self.target:
-            notes.append(f"no trial kept refusals at {self.target:.1%}: the best leaves {best[0].refused:.1%}")
+            self.notes.append(f"no trial kept refusals at {self.target:.1%}: the best leaves {best[0].refused:.1%}")
         return Searched(
             finalists=tuple(self._finalist(one) for one in best),
             trials=tuple(self._plain(one, one is best[0]) for one in self.tried),
-            notes=tuple(notes),
+            notes=tuple(self.notes),
         )
 
     def _first(self, count: int) -> list[Point]:
@@ -172,46 +186,75 @@ class Search:
     def _sorted(self) -> list[Tried]:
         return sorted(self.tried, key=lambda one: (one.rank(self.target), one.number))
 
-    def _generation(self, points: Sequence[Point | None], count: int, rounds: Sequence[int] = ROUNDS) -> None:
-        """Try them all on few prompts, and the better ones on more; the last of the rounds is that on all."""
-        changes = [self._change(point) for point in points]
+    def _last(self, count: int) -> None:
+        """The last trials, all on all prompts: downhill from the best, or the best again, weaker and weaker."""
+        number, best = count - len(self.tried), self._sorted()[0]
+        stages = self._stages(best) if number >= LAST else []
+        if not stages:
+            points = [one.point for one in self._sorted() if one.point is not None]
+            weaker = [self.space.weaker(points[0], *by) for by in WEAKER[:number]] if points else []
+            self._points(weaker or spread(number, self.seed), count, rounds=ROUNDS[-1:])
+            return
         first = len(self.tried)
-        going = list(range(len(points)))
-        found: list[Tried | None] = [None] * len(points)
+        self._generation([_loosened(best, strengths, "stage") for strengths in stages], count, ROUNDS[-1:])
+        reached = [one.beyond(self.target) <= 0 for one in self.tried[first:]]
+        steps = [np.minimum(one, STRONGEST) for one in between(stages, reached.__getitem__, number - len(stages))]
+        self._generation([_loosened(best, strengths, "between") for strengths in steps], count, ROUNDS[-1:])
+
+    def _stages(self, best: Tried) -> list[Float64]:
+        """The strengths on a way downhill from the best; none where there is no such way."""
+        asked = ["downhill", best.change.vectors.tolist(), best.change.strengths.tolist()]
+        rows = self.journal.recall(asked)
+        if rows is None:
+            try:
+                found = downhill(self.trials, best.change, self.selected, STRONGEST, "going downhill")
+            except NoWayDown as error:
+                self.notes.append(f"strengths were not followed downhill: {error}")
+                found = []
+            rows = [tuple(stage.flatten().tolist()) for stage in found]
+            self.journal.keep(asked, rows)
+        return [np.array(row).reshape(self.layers, 2) for row in rows]
+
+    def _points(self, points: Sequence[Point | None], count: int, rounds: Sequence[int] = ROUNDS) -> None:
+        self._generation([self._meant(point) for point in points], count, rounds)
+
+    def _generation(self, wanted: Sequence[Wanted], count: int, rounds: Sequence[int]) -> None:
+        """Try them all on few prompts, and the better ones on more; the last of the rounds is that on all."""
+        first = len(self.tried)
+        going = list(range(len(wanted)))
+        found: list[Tried | None] = [None] * len(wanted)
         for prompts, share in zip(rounds, GOES_ON, strict=False):
             round_ = ROUNDS.index(prompts)
-            going = going[: max(1, round(len(points) * share))]
-            message = f"trying strengths, {first + len(points)} of {count}"
-            scores = self._scored(points, going, [changes[at][0] for at in going], prompts, message)
-            for at, (refused, unsafe, kl, astray) in zip(going, scores, strict=True):
-                change, parameters = changes[at]
-                found[at] = Tried(first + at, change, parameters, points[at], refused, unsafe, kl, astray, round_)
+            going = going[: max(1, round(len(wanted) * share))]
+            message = f"trying strengths, {first + len(wanted)} of {count}"
+            scores = self._scored([wanted[at] for at in going], prompts, message)
+            for at, figures in zip(going, scores, strict=True):
+                found[at] = _tried(first + at, wanted[at], figures, round_)
             going.sort(key=lambda at: (found[at].rank(self.target), at))  # type: ignore[union-attr]
         self.tried += [one for one in found if one is not None]
 
-    def _scored(
-        self, points: Sequence[Point | None], going: list[int], changes: list[Change], prompts: int, message: str
-    ) -> list[tuple[float, ...]]:
-        asked = [[points[at] for at in going], prompts]
+    def _scored(self, wanted: Sequence[Wanted], prompts: int, message: str) -> list[tuple[float, ...]]:
+        asked = [[one.change.strengths.tolist() if one.point is None else one.point for one in wanted], prompts]
         if (known := self.journal.recall(asked)) is not None:
             return known
+        changes = [one.change for one in wanted]
         rows: list[tuple[float, ...]] = [
             _figures(one) for one in self.trials.scored(changes, prompts, prompts, message)
         ]
         self.journal.keep(asked, rows)
         return rows
 
-    def _change(self, point: Point | None) -> tuple[Change, dict[str, Any]]:
+    def _meant(self, point: Point | None) -> Wanted:
         """What a point means; None: the recipe's own strengths with the chosen direction."""
         chosen = self.start.chosen.vectors
         if point is None:
-            return Change(chosen, np.array(strengths(self.edit, self.layers))), {"recipe": True}
+            return Wanted(Change(chosen, np.array(strengths(self.edit, self.layers))), {"recipe": True})
         parameters = self.space.parameters(point)
         by_layer = parameters.strengths(self.worth, self.selected)
         if self.start.directions is None:
-            return Change(chosen, by_layer), _told(parameters, given=True)
+            return Wanted(Change(chosen, by_layer), _told(parameters, given=True), point)
         vectors = self.space.vectors(parameters, self.start.directions, self.layers)
-        return Change(vectors.astype(np.float32), by_layer), _told(parameters, given=False)
+        return Wanted(Change(vectors.astype(np.float32), by_layer), _told(parameters, given=False), point)
 
     def _finalist(self, tried: Tried) -> Finalist:
         by_layer = tuple(LayerStrength(*(round(float(one), 6) for one in row)) for row in tried.change.strengths)
@@ -235,10 +278,22 @@ class Search:
 
 
 def _figures(scores: Scores) -> tuple[float, float, float, float]:
-    """Share refused, share not safe, mean KL, mean astray."""
-    refused, unsafe = (float((scores.refusal > bar).mean()) for bar in (0.0, -MARGIN))
+    """Share refused, share expected to be, mean KL, mean astray."""
+    refused = float((scores.refusal > 0.0).mean())
+    expected = float((1.0 / (1.0 + np.exp(-scores.refusal))).mean())
     kl, astray = float(scores.kl.mean()), float(scores.astray.mean())
-    return round(refused, 6), round(unsafe, 6), round(kl, 8), round(astray, 6)
+    return round(refused, 6), round(expected, 6), round(kl, 8), round(astray, 6)
+
+
+def _tried(number: int, wanted: Wanted, figures: tuple[float, ...], round_: int) -> Tried:
+    refused, expected, kl, astray = figures
+    return Tried(number, wanted.change, wanted.parameters, wanted.point, refused, expected, kl, astray, round_)
+
+
+def _loosened(best: Tried, strengths_: Float64, where: str) -> Wanted:
+    """The best trial with other strengths."""
+    kept = {name: value for name, value in best.parameters.items() if name in ("position", "layer", "own", "recipe")}
+    return Wanted(Change(best.change.vectors, strengths_), {**kept, "downhill": where})
 
 
 def _told(parameters: Parameters, *, given: bool) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def edit_rows(
     written = (room or Room()).take(len(raw) * size).reshape(len(raw), size)
 
     def write(at: slice) -> tuple[Float32, Float32 | None]:
-        target, written[at] = _rounded(raw[at], kind, attempt, projection, at)
+        target = _rounded(raw[at], kind, attempt, projection, at, written[at])
         part = projection.vectors[:, at]
         # What stays along the directions is read from the very bytes that will be written.
         found = along(part, dequantize(written[at], attempt.kind))
@@ -203,17 +203,17 @@ def edit_bias_rows(raw: Bytes, kind: Type, vectors: Float32, strength: float) ->
     return Outcome(written, float(np.linalg.norm(after)), float(np.linalg.norm(after - exact @ vectors.T)), before)
 
 
-def _rounded(
-    raw: Bytes, kind: Type, attempt: Attempt, projection: Projection, at: slice | NDArray[np.intp]
-) -> tuple[Float32, Bytes]:
-    """Project some rows and round them to the nearest of their lattice: the exact numbers, and the bytes."""
+def _rounded(raw: Bytes, kind: Type, attempt: Attempt, projection: Projection, at: slice, written: Bytes) -> Float32:
+    """Project some rows and round them to the nearest of their lattice, in `written`; the exact numbers."""
     if attempt.fresh:
         target = projection.apply(at, dequantize(raw, kind))
-        return target, quantize(target, attempt.kind)
+        quantize(target, attempt.kind, written)
+        return target
     lattice = open_lattice(raw, kind)
     target = projection.apply(at, lattice.values())
     lattice.nearest(target)
-    return target, close_lattice(raw, kind, lattice.codes)
+    written[...] = close_lattice(raw, kind, lattice.codes)
+    return target
 
 
 class _OpenRows:

@@ -118,13 +118,13 @@ class Trials:
         tail = 1 + max(self.beginnings[: len(rows)], default=0)
         for pairs, logits in self.tried(len(changes), rows, tail, changing, (0, total, message)):
             for (change, row), found in zip(pairs, torch.log_softmax(logits, dim=-1), strict=True):
-                refusal[change, row] = self._refusing(found, row)
-                astray[change, row] = self._astray(found, row)
+                refusal[change, row] = float(self.refusing(found, row))
+                astray[change, row] = float(self.gone_astray(found, row))
         if answered:
             tail = max(self.answered.lengths)
             for pairs, logits in self.tried(len(changes), answered, tail, changing, (refusal.size, total, message)):
                 for (change, row), found in zip(pairs, torch.log_softmax(logits, dim=-1), strict=True):
-                    kl[change, row] = self._strayed(found, row)
+                    kl[change, row] = float(self.strayed(found, row))
         rounded = refusal.round(6), kl.round(8), astray.round(6)
         return [Scores(*parts) for parts in zip(*rounded, strict=True)]
 
@@ -148,21 +148,22 @@ class Trials:
             assert part.logits is not None
             yield [pairs[number] for number in part.rows], part.logits
 
-    def _refusing(self, found: torch.Tensor, row: int) -> float:
-        """The refusal score from the log probabilities (tail, vocabulary) of one row."""
+    def refusing(self, found: torch.Tensor, row: int) -> torch.Tensor:
+        """The refusal score from the log probabilities (tail, vocabulary) of one harmful row."""
         begun = self.beginnings[row]
-        reached = 0.0
+        reached: torch.Tensor | float = 0.0
         if begun:
             beginning = torch.tensor(self.harmful[row][-begun:], device=found.device)[:, None]
-            reached = float(found[-1 - begun : -1].gather(1, beginning).double().sum())
-        return float(self.behaviour.scores(found[-1], reached))
+            reached = found[-1 - begun : -1].gather(1, beginning).double().sum()
+        return self.behaviour.scores(found[-1], reached)
 
-    def _astray(self, found: torch.Tensor, row: int) -> float:
-        """The probability of what neither answers nor refusals begin with, by log probabilities (tail, vocabulary)."""
+    def gone_astray(self, found: torch.Tensor, row: int) -> torch.Tensor:
+        """The probability of what neither answers nor refusals begin with, by a harmful row's log probabilities (tail,
+        vocabulary)."""
         if not self.sensible or self.beginnings[row]:
-            return 0.0
+            return found.new_zeros((), dtype=torch.float64)
         at = torch.tensor(self.sensible, device=found.device)
-        return max(0.0, 1.0 - float(found[-1, at].double().exp().sum()))
+        return (1.0 - found[-1, at].double().exp().sum()).clamp(min=0.0)
 
     def _sensible(self) -> tuple[int, ...]:
         """The likeliest first tokens of the answers to harmless prompts, all but a little of their probability, and of
@@ -173,15 +174,15 @@ class Trials:
         count = int((mean[order].cumsum(0) < SENSIBLE).sum()) + 1
         return tuple(sorted({*order[:count].tolist(), *self.behaviour.openings.firsts}))
 
-    def _strayed(self, found: torch.Tensor, row: int) -> float:
-        """Mean KL over one answer's tokens, from the log probabilities (tail, vocabulary)."""
+    def strayed(self, found: torch.Tensor, row: int) -> torch.Tensor:
+        """Mean KL over one harmless answer's tokens, from the log probabilities (tail, vocabulary)."""
         length, base = self.answered.lengths[row], self.answered
         found = found[-length:]
         tokens, expected, others = base.tokens[row, -length:], base.expected[row, -length:], base.others[row, -length:]
         now = found.gather(1, tokens).double()
         rest = torch.log((1.0 - now.exp().sum(-1)).clamp(min=1e-9))
         parts = (expected.exp() * (expected - now)).sum(-1) + others.exp() * (others - rest)
-        return max(0.0, float(parts.mean()))
+        return parts.mean().clamp(min=0.0)
 
     def _refused(self, rows: Rows) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """The rows the model refuses, each with what its answer begins with before it decides to. Only of those whose
@@ -240,12 +241,12 @@ class ChangedModel:
                 if not any(strengths):
                     continue
                 gain = part.gain if self.trials.gains else None
-                vectors = self._seen(layer, gain)
+                vectors = self.vectors_at(layer, gain)
                 scaled = vectors * torch.tensor(strengths, device=vectors.device)[:, None, None]
                 if part.gain is None:
-                    self._hooks.append(part.module.register_forward_hook(_from_output(vectors, scaled)))
+                    self._hooks.append(part.module.register_forward_hook(from_output(vectors, scaled)))
                 else:
-                    self._hooks.append(part.module.register_forward_pre_hook(_from_input(vectors, scaled)))
+                    self._hooks.append(part.module.register_forward_pre_hook(from_input(vectors, scaled)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -253,7 +254,7 @@ class ChangedModel:
             hook.remove()
         self._hooks.clear()
 
-    def _seen(self, layer: int, gain: torch.Tensor | None) -> torch.Tensor:
+    def vectors_at(self, layer: int, gain: torch.Tensor | None) -> torch.Tensor:
         """Each row's directions at this layer, (rows, rank, hidden); lower ranks are filled up with zeros."""
         gains = () if gain is None else (gain.cpu().numpy().astype(np.float32),)
         known: dict[int, Float32] = {}
@@ -278,7 +279,9 @@ def path_numbers(loaded: Loaded, contributions: Contributions) -> list[list[int]
     return found
 
 
-def _from_output(vectors: torch.Tensor, scaled: torch.Tensor) -> Any:
+def from_output(vectors: torch.Tensor, scaled: torch.Tensor) -> Any:
+    """A hook behind a module: what it gives out loses its share along `vectors`, `scaled` times."""
+
     def hook(_: torch.nn.Module, __: Any, output: Any) -> Any:
         changed = _without(stream_of(output), vectors, scaled)
         return (changed, *output[1:]) if isinstance(output, tuple | list) else changed
@@ -286,7 +289,9 @@ def _from_output(vectors: torch.Tensor, scaled: torch.Tensor) -> Any:
     return hook
 
 
-def _from_input(vectors: torch.Tensor, scaled: torch.Tensor) -> Any:
+def from_input(vectors: torch.Tensor, scaled: torch.Tensor) -> Any:
+    """A hook before a norm: what it is given loses it."""
+
     def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> Any:
         return (_without(args[0], vectors, scaled), *args[1:])
 

@@ -1,6 +1,7 @@
-"""Bytes written, digested and copied by a thread of its own, in the order asked for, while the next are worked out.
+"""Bytes written, digested and copied by threads of their own, while the next are worked out.
 
-Two threads writing into one file wait on each other inside the kernel; one that does nothing else keeps the disk busy.
+A thread each writes and digests, in the order asked for. Copies have one too where the output takes several writers at
+once; where they would wait on each other inside the kernel, the one that writes copies as well, in the same order.
 Knows no formats, and nothing of what the bytes mean.
 """
 
@@ -11,13 +12,17 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
+from abliterated.pipeline.past_cache import GRAIN
 from abliterated.pipeline.safe_write import Bytes, Output, Room, Source
 
-AHEAD: Final = 2  # matrices that may be in memory at a time: one being worked out, one being written
+AHEAD: Final = 2  # results that may be in memory at a time: one being worked out, one being written
+
+
+Works: TypeAlias = tuple[Future[None], ...]
 
 
 class Digest:
@@ -25,12 +30,12 @@ class Digest:
 
     def __init__(self) -> None:
         self._sum = hashlib.sha256()
-        self.last: Future[None] | None = None
+        self.last: Works = ()
 
     def hexdigest(self) -> str:
         """The digest, when all its bytes are on their way. Raises what writing them raised."""
-        if self.last is not None:
-            self.last.result()
+        for work in self.last:
+            work.result()
         return self._sum.hexdigest()
 
     def add(self, data: Bytes) -> None:
@@ -39,35 +44,40 @@ class Digest:
 
 
 class WriteBehind:
-    """A thread that writes to one output. What it fails with is raised by the next call."""
+    """Threads that write to one output. What they fail with is raised by a call that follows."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write-behind")
-        self._rooms = [(Room(), Room()) for _ in range(AHEAD)]
-        self._using: list[Future[None] | None] = [None] * AHEAD
+        self._writer, self._digester = _thread(), _thread()
+        self._copier = _thread() if output.parallel else self._writer
+        self._read, self._written = Room(), [Room() for _ in range(AHEAD)]
+        self._using: list[Works] = [()] * AHEAD
         self._turn = 0
         self._pending: deque[Future[None]] = deque()
         self._copied: deque[int] = deque()
         self._stopped = False
 
     def rooms(self) -> tuple[Room, Room]:
-        """Memory to read into and to write from, until `rooms` was called `AHEAD` times more."""
+        """Memory to read into until `rooms` is called again, and to write from until it was `AHEAD` times."""
         self._turn = (self._turn + 1) % AHEAD
-        if (busy := self._using[self._turn]) is not None:
-            busy.result()
-        return self._rooms[self._turn]
+        for work in self._using[self._turn]:
+            work.result()
+        written = self._written[self._turn]
+        written.phase = self._output.at % GRAIN
+        return self._read, written
 
     def put(self, data: Bytes, digest: Digest) -> None:
         """Write all of it at the output's position, which moves on at once. `data` may lie in the rooms last given."""
         at, flat = self._output.at, np.ascontiguousarray(data).reshape(-1)
 
-        def work() -> None:
+        def write() -> None:
             self._output.put(flat, at)
+
+        def add() -> None:
             digest.add(flat)
 
         self._output.seek(at + flat.size)
-        self._using[self._turn] = digest.last = self._submit(work)
+        self._using[self._turn] = digest.last = (self._submit(self._writer, write), self._submit(self._digester, add))
 
     def copy(self, source: Source, start: int, size: int, at: int) -> None:
         """Copy bytes of a file to a place in the output; `copied` tells how far it is."""
@@ -78,7 +88,7 @@ class WriteBehind:
                 if self._stopped:
                     return
 
-        self._submit(work)
+        self._submit(self._copier, work)
 
     def copied(self) -> int:
         """Bytes copied since the last look."""
@@ -96,15 +106,20 @@ class WriteBehind:
             told(self.copied())
 
     def close(self, *, failed: bool) -> None:
-        """Let the thread end; after a failure nothing more is begun. Raises what was not raised yet."""
+        """Let the threads end; after a failure nothing more is begun. Raises what was not raised yet."""
         self._stopped = failed
-        self._thread.shutdown(wait=True, cancel_futures=failed)
+        for thread in (self._writer, self._digester, self._copier):
+            thread.shutdown(wait=True, cancel_futures=failed)
         if not failed:
             self.wait()
 
-    def _submit(self, work: Callable[[], None]) -> Future[None]:
+    def _submit(self, thread: ThreadPoolExecutor, work: Callable[[], None]) -> Future[None]:
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
-        future = self._thread.submit(work)
+        future = thread.submit(work)
         self._pending.append(future)
         return future
+
+
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="write-behind")

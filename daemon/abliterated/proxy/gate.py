@@ -21,7 +21,7 @@ from abliterated.proxy import answers, policy
 from abliterated.proxy.assist import Asked
 from abliterated.proxy.finder import Found, ModelFinder
 from abliterated.proxy.framing import CHUNKED, Event, Head
-from abliterated.proxy.marks import Mark
+from abliterated.proxy.marks import COUNTING_BYTES, Mark
 from abliterated.proxy.payload import Payload
 from abliterated.proxy.routing import UNKNOWN, Place
 from abliterated.proxy.wiring import House
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 HELD_LIMIT: Final = 32 * 1024 * 1024  # of one request's body
 HELD_TOTAL: Final = 256 * 1024 * 1024  # of all that are held
-COUNTING_BYTES: Final = 100  # an answer's last words, which count its tokens, are longer than a token
 _CLOSE = re.compile(rb"\r\nconnection:[^\r]*\bclose\b", re.IGNORECASE)
 _EXPECT = re.compile(rb"(?<=\r\n)expect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 
@@ -245,8 +244,8 @@ class Gate:
             self._mark.status = int(data[9:12]) if data[9:12].isdigit() else 0
         self._told += len(data)
         self._link.bytes_down += len(data)
-        if len(data) > COUNTING_BYTES and (b"_count" in data or b"_tokens" in data):
-            self._mark.tail = data
+        if len(data) > COUNTING_BYTES:
+            self._mark.read(data)
         self._link.client.write(data)
         while self._link.client_full and not self._link.ended:
             self._ready = self._house.loop.create_future()

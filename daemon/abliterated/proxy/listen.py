@@ -37,6 +37,14 @@ class Address(msgspec.Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def literal(self) -> bool:
+        """No name has to be looked up for it."""
+        try:
+            return bool(self.path) or bool(ipaddress.ip_address(self.host.partition("%")[0]))
+        except ValueError:
+            return False
+
+    @property
     def loopback(self) -> bool:
         """Only this machine reaches it."""
         return bool(self.path) or _is_loopback(self.host)

@@ -1,6 +1,6 @@
 """What is noted of an exchange while it runs, and the sums of what was noted.
 
-Nothing here runs for each token but a look for its last words; text is made only when somebody asks for it.
+Nothing here runs for each token; text is made only when somebody asks for it.
 
 Does not know: sockets, who reads the figures.
 """
@@ -12,36 +12,36 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
+
 from abliterated.proxy.framing import Head
 from abliterated.proxy.routing import Place
 
+COUNTING_BYTES: Final = 100  # an answer's last words, which count its tokens, are no shorter
+TOKEN_ENDS: Final = frozenset({b"lse}\n\r\n", b"}]}\n\n\r\n", b'"}}\n\n\r\n'})  # and end otherwise than a token does
 SERIES_LIMIT: Final = 256  # names come from clients: beyond this many they are counted together
 FIRST_BYTE: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 WHOLE: Final = (0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TOKENS = re.compile(rb'"(?:eval_count|completion_tokens|output_tokens)": ?([0-9]{1,9})')
 
 
-class Mark:
-    """One exchange. `route` is empty where it is of no model's; `tail` is the piece that may count the tokens."""
+class Mark(msgspec.Struct, gc=False):
+    """One exchange. `route` is empty where it is of no model's."""
 
-    __slots__ = ("began", "bytes_before", "first", "head", "missing", "model", "route", "status", "tail")
+    head: Head | None  # only where there is an access log to name it
+    route: str
+    began: float
+    model: str = ""
+    first: float = 0.0
+    status: int = 0
+    bytes_before: int = 0
+    missing: Place | None = None  # abliterated: a 404 for it may be amended
+    tokens: int = 0  # as the answer's own last words count them; 0 where it doesn't say
 
-    def __init__(self, head: Head | None, route: str, began: float) -> None:
-        self.head = head  # only where there is an access log to name it
-        self.route = route
-        self.model = ""
-        self.began = began
-        self.first = 0.0
-        self.status = 0
-        self.bytes_before = 0
-        self.missing: Place | None = None  # abliterated: a 404 for it may be amended
-        self.tail = b""
-
-    @property
-    def tokens(self) -> int:
-        """As the answer's own last words count them; 0 where it doesn't say."""
-        found = _TOKENS.findall(self.tail)
-        return int(found[-1]) if found else 0
+    def read(self, data: bytes) -> None:
+        """A piece that may hold the answer's last words."""
+        if (b"_count" in data or b"_tokens" in data) and (found := _TOKENS.findall(data)):
+            self.tokens = int(found[-1])
 
 
 class Histogram:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from abliterated.proxy.responses import plain_length
+from abliterated.proxy.responses import body_length
 from abliterated.proxy.routing import Place
 
 LIMIT: Final = 8192
@@ -56,7 +56,7 @@ def whole(data: bytes) -> bool | None:
     end = data.find(b"\r\n\r\n") + 4
     if end < 4:
         return None if len(data) > LIMIT else False
-    length = plain_length(data[:end])
+    length = body_length(data[: end - 4])
     if length < 0 or end + length > LIMIT or len(data) > end + length:
         return None
     return len(data) == end + length

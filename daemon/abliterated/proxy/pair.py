@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 HIGH_WATER: Final = 64 * 1024
 
+# Does the next request go the short way (`Link.data_received`), or the next answer?
+LONG, READY, ASKED = range(3)
+
 # Why we don't read from the client just now (bits).
 CONNECTING, UPSTREAM_FULL, AWAITING, GATE = 1, 2, 4, 8
 
@@ -32,8 +35,8 @@ class Pair(asyncio.Protocol):
 
     __slots__ = (
         "_answer", "_asked", "_client_eof", "_connecting", "_framer", "_gate", "_house", "_lingering", "_paused",
-        "_pending", "_refused_started", "_spare", "_timer", "_upstream", "_upstream_eof", "bytes_down",
-        "bytes_up", "client", "client_full", "ended", "requests", "watcher", "where",
+        "_pending", "_refused_started", "_spare", "_timer", "_upstream", "_upstream_eof", "_way",
+        "bytes_down", "bytes_up", "client", "client_full", "ended", "requests", "watcher", "where",
     )  # fmt: skip
 
     client: asyncio.Transport
@@ -45,7 +48,8 @@ class Pair(asyncio.Protocol):
         self._upstream: asyncio.Transport | None = None
         self.where = 0  # which of the house's upstreams it leads to
         self._connecting: asyncio.Task[object] | None = None
-        self._pending: list[bytes] = []
+        self._pending: list[bytes] | None = None
+        self._way = LONG
         self._paused = 0
         self._client_eof = self._upstream_eof = self._lingering = self.ended = self.client_full = False
         self._timer: asyncio.TimerHandle | None = None
@@ -90,6 +94,8 @@ class Pair(asyncio.Protocol):
             if not self._upstream.is_closing():
                 self._upstream.write(data)
             return
+        if self._pending is None:
+            self._pending = []
         self._pending.append(data)
         if self._connecting is None and not self.ended:
             self._connecting = self._house.loop.create_task(self._connect())
@@ -114,8 +120,8 @@ class Pair(asyncio.Protocol):
             return
         self._upstream = transport
         transport.set_write_buffer_limits(high=HIGH_WATER)
-        transport.writelines(self._pending)
-        self._pending.clear()
+        transport.writelines(self._pending or ())
+        self._pending = None
         self._resume(CONNECTING)
         if self._answer:
             self._try_answer()
@@ -124,6 +130,7 @@ class Pair(asyncio.Protocol):
     def _leave_upstream(self) -> None:
         """Nothing is owed, and the next request goes elsewhere, or nothing came back in time to matter."""
         upstream, self._upstream = self._upstream, None
+        self._way = LONG
         self._close_spare()
         self._upstream_eof = False
         if upstream is not None:
@@ -145,6 +152,7 @@ class Pair(asyncio.Protocol):
         refused request has gone upstream, where it must not look whole."""
         if self._lingering or self._answer:
             return
+        self._way = LONG
         self._answer = answer
         self._refused_started = started
         self._try_answer()
@@ -156,7 +164,7 @@ class Pair(asyncio.Protocol):
                 return  # good requests before it are still on their way
             self._connecting.cancel()
             self._connecting = None
-            watcher.kinds.clear()
+            watcher.forget()
         if self._upstream is None or self._upstream_eof:
             # Whatever was owed will not come any more; only behind whole answers is there room for ours.
             self._finish(self._answer if not watcher.owed or (self._refused_started and self._unanswered) else b"")
@@ -182,8 +190,9 @@ class Pair(asyncio.Protocol):
     def _linger(self) -> None:
         """Half-close, and listen on without hearing: closing at once would reset what the client has yet to read."""
         self._lingering = True
+        self._way = LONG
         self._framer = None
-        self._pending.clear()
+        self._pending = None
         if self._gate is not None:
             self._gate.close()
             self._gate = None
@@ -205,3 +214,51 @@ class Pair(asyncio.Protocol):
         if self._upstream is not None:
             self._upstream.close()
         self.client.close()
+
+    # states
+
+    @property
+    def idle(self) -> bool:
+        """Between two requests, as far as can be known: nothing sent is unanswered, nothing begun is unfinished."""
+        framer, watcher = self._framer, self.watcher
+        if self._lingering:
+            return True
+        if framer is None or watcher.blind or self._answer or self._gate is not None:
+            return False
+        return framer.between and not watcher.owed and not self._pending
+
+    @property
+    def in_flight(self) -> int:
+        framer = self._framer
+        if self._lingering:
+            return 0
+        if framer is None or self.watcher.blind:
+            return 1
+        held = int(self._gate is not None and self._gate.holding)
+        return self.watcher.owed + held or int(not framer.between and not framer.head_open)
+
+    @property
+    def _may_shorten(self) -> bool:
+        """Nothing is under way: a known request may come next, and then only its answer."""
+        framer = self._framer
+        if framer is None or framer.phase or framer.held_bytes or self._lingering:
+            return False
+        return self._upstream is not None and not self.where and self._spare < 0 and not self.watcher.blind
+
+    def _upstream_was_idle(self) -> bool:
+        """It leaves while the only request here has not yet gone to it: another connection will do."""
+        return self._gate is not None and self._gate.holding and not self.watcher.owed and not self._answer
+
+    @property
+    def _answered_early(self) -> bool:
+        """The request is still on its way, and its answer is here already."""
+        return self._framer is not None and not self._framer.between and not self.watcher.owed
+
+    def drain(self) -> None:
+        """From now on each answer has to tell the client that it was the last."""
+        self._way = LONG
+
+    def retire(self) -> None:
+        """The server stops: leave now if nothing is under way."""
+        if self.idle:
+            self._close_both()

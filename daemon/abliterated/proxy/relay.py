@@ -15,13 +15,13 @@ from typing import Final, cast
 from abliterated.proxy import answers, headers, missing, policy
 from abliterated.proxy.endings import hang_up, keep, salvage, write_eof
 from abliterated.proxy.framing import Bad, Body, Event, Head, RequestFramer
-from abliterated.proxy.gate import COUNTING_BYTES, Gate
-from abliterated.proxy.marks import Mark
-from abliterated.proxy.pair import AWAITING, GATE, HIGH_WATER, Pair
-from abliterated.proxy.responses import kind_of
+from abliterated.proxy.gate import Gate
+from abliterated.proxy.marks import COUNTING_BYTES, TOKEN_ENDS, Mark
+from abliterated.proxy.pair import ASKED, AWAITING, GATE, HIGH_WATER, LONG, READY, Pair
+from abliterated.proxy.responses import CHUNKED, LINE_OF, PLAIN, TOKEN_LIMIT, body_length, kind_of
 from abliterated.proxy.wiring import House
 
-KNOWN_BYTES: Final = 1024  # a request longer than that is read each time
+KNOWN_BYTES: Final = 1024  # a request or an answer longer than that is read each time
 
 
 class Link(Pair):
@@ -43,21 +43,19 @@ class Link(Pair):
         self._house.links.add(self)
 
     def data_received(self, data: bytes) -> None:
-        size = len(data)
-        self.bytes_up += size
-        framer = self._framer
-        kind = self._known.get(data) if size <= KNOWN_BYTES else None  # looking up is hashing
-        if kind is not None and framer is not None and framer.phase == 0 and not framer.held_bytes:
+        if self._way == READY and len(data) <= KNOWN_BYTES and data in self._known:
             # Exactly one whole request, body-less, forwarded as it is last time: nothing new to read or decide.
-            upstream = self._upstream
-            busy = self._answer or self._lingering or self._gate or self.where
-            if upstream is not None and not busy and not upstream.is_closing():
-                self.requests += 1
-                self.watcher.expect(kind)
-                upstream.write(data)
-                return
+            self._upstream.write(data)  # type: ignore[union-attr]
+            self._way = ASKED
+            self.watcher.owed = 1
+            self.requests += 1
+            self.bytes_up += len(data)
+            return
+        self._way = LONG
+        self.bytes_up += len(data)
         if self._answer or self._lingering:
             return
+        framer = self._framer
         if framer is None:
             self._send(data)
             return
@@ -141,8 +139,8 @@ class Link(Pair):
         if isinstance(decision, policy.Answer):
             self._refuse(answers.for_request(decision, head))
             return False
-        if decision is policy.VERBATIM and not head.length and not head.switches:
-            house.remember(head.raw, kind_of(head))
+        if decision is policy.VERBATIM and not head.length and not head.switches and kind_of(head) == PLAIN:
+            house.remember(head.raw)
         raw = headers.rewrite(head, decision.host) if decision.host else head.raw
         mark = None
         if isinstance(decision, policy.Look):
@@ -176,6 +174,7 @@ class Link(Pair):
 
     def passed(self, gate: Gate) -> None:
         """A held request has gone on, or was answered: what came behind it follows."""
+        self._way = LONG
         if self._gate is gate:
             self._gate = None
         self._resume(GATE)
@@ -203,24 +202,40 @@ class Link(Pair):
     # the upstream's bytes
 
     def upstream_data(self, data: bytes) -> None:
+        watcher = self.watcher
         size = len(data)
         self.bytes_down += size
-        watcher = self.watcher
-        mark = watcher.mark
         if watcher.streaming:
             # In the middle of an answer, where every token passes.
-            if mark is not None and size > COUNTING_BYTES and (b"_count" in data or b"_tokens" in data):
-                mark.tail = data
             self.client.write(data)
+            if size > COUNTING_BYTES and watcher.mark is not None and data[-7:] not in TOKEN_ENDS:
+                watcher.mark.read(data)
+            if watcher.left == CHUNKED and size < TOKEN_LIMIT and data.startswith(LINE_OF[size]):
+                return  # one whole chunk
             if not watcher.go_on(data):
                 self._after_answer()
             return
+        if self._way == ASKED:
+            self.client.write(data)
+            if size <= KNOWN_BYTES:
+                head, end, body = data.partition(b"\r\n\r\n")
+                if end and len(body) == body_length(head):
+                    watcher.owed = 0
+                    self._way = READY
+                    return
+            self._way = LONG
+            watcher.feed(data)
+            if not watcher.streaming:
+                self._after_answer()
+            return
+        self._way = LONG
+        mark = watcher.mark
         if mark is not None:
             if not mark.first:
                 mark.first = self._house.loop.time()
                 mark.status = int(data[9:12]) if data[9:12].isdigit() else 0
-            if b"_count" in data or b"_tokens" in data:
-                mark.tail = data
+            if size > COUNTING_BYTES:
+                mark.read(data)
             if mark.missing is not None and self._withhold(data, mark):
                 return
         self._deliver(data, data)
@@ -238,7 +253,7 @@ class Link(Pair):
     def _after_answer(self) -> None:
         """No answer is under way, or none that can be followed."""
         watcher = self.watcher
-        if watcher.kinds and not watcher.blind and not watcher.switched:
+        if watcher.owed and not watcher.blind and not watcher.switched:
             return
         if watcher.finished is not None:
             self._report(watcher.finished)
@@ -251,8 +266,11 @@ class Link(Pair):
             self._settle_switch(self._framer)
         elif self._gate is not None:
             self._gate.answers_are_through()
-        elif self._house.draining and self.idle:
-            self._close_both()
+        elif self._house.draining:
+            if self.idle:
+                self._close_both()
+        elif self._may_shorten:
+            self._way = READY
 
     def _withhold(self, data: bytes, mark: Mark) -> bool:
         """Keep an answer that may be the 404 of an abliterated model, until it is whole."""
@@ -297,10 +315,6 @@ class Link(Pair):
             return data
         return data[:end] + b"Connection: close\r\n" + data[end:]
 
-    def _upstream_was_idle(self) -> bool:
-        """It leaves while the only request here has not yet gone to it: another connection will do."""
-        return self._gate is not None and self._gate.holding and not self.watcher.owed and not self._answer
-
     def upstream_eof(self) -> bool:
         self._let_go()
         if self._upstream_was_idle():
@@ -318,6 +332,7 @@ class Link(Pair):
 
     def upstream_lost(self, exc: Exception | None) -> None:
         self._upstream = None
+        self._way = LONG
         late = salvage(self._spare) if exc is not None and self._spare >= 0 else b""
         self._close_spare()
         if self.ended or self._lingering:
@@ -340,33 +355,6 @@ class Link(Pair):
         for mark in marks:
             self._house.finished(self.client, mark, self.bytes_down - mark.bytes_before)
 
-    @property
-    def _answered_early(self) -> bool:
-        """The request is still on its way, and its answer is here already."""
-        return self._framer is not None and not self._framer.between and not self.watcher.owed
-
-    # states
-
-    @property
-    def idle(self) -> bool:
-        """Between two requests, as far as can be known: nothing sent is unanswered, nothing begun is unfinished."""
-        framer, watcher = self._framer, self.watcher
-        if self._lingering:
-            return True
-        if framer is None or watcher.blind or self._answer or self._gate is not None:
-            return False
-        return framer.between and not watcher.kinds and not self._pending
-
-    @property
-    def in_flight(self) -> int:
-        framer = self._framer
-        if self._lingering:
-            return 0
-        if framer is None or self.watcher.blind:
-            return 1
-        held = int(self._gate is not None and self._gate.holding)
-        return self.watcher.owed + held or int(not framer.between and not framer.head_open)
-
     def _settle_switch(self, framer: RequestFramer) -> None:
         """The answer to an upgrade is here: a tunnel, or more requests."""
         if self.watcher.switched:
@@ -378,8 +366,3 @@ class Link(Pair):
             self._resume(AWAITING)
             self._act(framer.resume())
         self._pass_eof()
-
-    def retire(self) -> None:
-        """The server stops: leave now if nothing is under way."""
-        if self.idle:
-            self._close_both()

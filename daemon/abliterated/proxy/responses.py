@@ -1,6 +1,8 @@
 """Which answers are still owed: a passive reader of the upstream's bytes.
 
 It never holds, changes or refuses a byte; it only counts. What it cannot read makes it `blind`, and the bytes flow on.
+Heads seen before, bodies of a known length and pieces that are one whole chunk are counted here, at a fraction of a
+parser's price and memory; whatever looks otherwise is llhttp's to read, from that place on.
 The relay needs the count for three things: to know when a connection is idle (drain, stats), when an answer of our
 own may be put behind the upstream's, and whether an upgrade was accepted.
 
@@ -30,96 +32,156 @@ def kind_of(head: framing.Head) -> int:
     return TUNNEL if head.method == b"CONNECT" else PLAIN
 
 
-_REMEMBER_LIMIT: Final = 1024
+REMEMBER_LIMIT: Final = 1024
+CHUNKED: Final = -1
+UNSURE: Final = -2
 _FINAL_STATUS = re.compile(rb"HTTP/1\.1 (?:20[0-35-9]|4[0-9][0-9]|5[0-9][0-9]) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]{1,15})\r\n")
+_CHUNKED = b"\r\ntransfer-encoding: chunked\r\n"
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+def _chunk_lines(size: int) -> tuple[bytes, ...]:
+    """By the size of a piece: the line with which it begins if it is one whole chunk (never, for two of the sizes)."""
+    lines = [b"\0"] * size
+    for content in range(1, size):
+        line = b"%x\r\n" % content
+        if (whole := len(line) + content + 2) < size:
+            lines[whole] = line
+    return tuple(lines)
+
+
+LINE_OF = _chunk_lines(1024)  # tokens are smaller than that
+TOKEN_LIMIT: Final = len(LINE_OF)
 
 
 @functools.lru_cache(maxsize=256)
-def plain_length(head: bytes) -> int:
-    """The body's length where this head says it beyond doubt; -1 means ask llhttp."""
-    lowered = head.lower()
+def body_length(head: bytes) -> int:
+    """The body's length, or CHUNKED, where this head (its empty line left out) says it beyond doubt; else UNSURE."""
+    lowered = head.lower() + b"\r\n"
+    if b"upgrade" in lowered or _FINAL_STATUS.match(head) is None:
+        return UNSURE
     found = _LENGTH.findall(lowered)
-    if (
-        len(found) != 1
-        or lowered.count(b"content-length") != 1
-        or b"transfer-encoding" in lowered
-        or b"upgrade" in lowered
-        or _FINAL_STATUS.match(head) is None
-    ):
-        return -1
-    return int(found[0])
+    sized, encoded = lowered.count(b"content-length"), lowered.count(b"transfer-encoding")
+    if not sized and encoded == 1 and _CHUNKED in lowered:
+        return CHUNKED
+    return int(found[0]) if len(found) == sized == 1 and not encoded else UNSURE
 
 
 class ResponseWatcher:
     """Tell it of every request sent (`expect`) and every byte received (`feed`)."""
 
-    __slots__ = ("_held", "_later", "_parser", "blind", "finished", "kinds", "mark", "started", "streaming", "switched")
+    __slots__ = (
+        "_held", "_kinds", "_later", "_parser", "blind", "finished", "left", "mark", "owed", "started", "streaming",
+        "switched",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self.kinds: list[int] = []  # of the requests not yet answered
+        self.owed = 0  # requests not yet answered
+        self._kinds: list[int] | None = None  # theirs, where not all are PLAIN
         self.blind = False
         self.started = False  # the answer to the oldest of them has begun
         self.switched = False
         self.streaming = False  # in the middle of an answer: `go_on` will do
+        self.left = 0  # of its body; CHUNKED: a chunk may begin; 0: llhttp knows
         self.mark: Mark | None = None  # of the oldest of them
         self.finished: list[Mark] | None = None  # whose answers are through
         self._later: list[Mark | None] | None = None  # of the others, where one of them has any
         self._parser: httptools.HttpResponseParser | None = None
         self._held = b""
 
-    @property
-    def owed(self) -> int:
-        return len(self.kinds)
-
     def expect(self, kind: int, mark: Mark | None = None) -> None:
-        if kind == HEAD and self.kinds:
+        if kind == HEAD and self.owed:
             # llhttp can't be told in mid-buffer that the next answer has no body.
             self.blind = True
             self.streaming = False
-        self.kinds.append(kind)
-        if len(self.kinds) == 1:
+        if self._kinds is not None:
+            self._kinds.append(kind)
+        elif kind != PLAIN:
+            self._kinds = [*[PLAIN] * self.owed, kind]
+        self.owed += 1
+        if self.owed == 1:
             self.mark = mark
         elif mark is not None or self._later is not None:
             if self._later is None:
-                self._later = [None] * (len(self.kinds) - 2)
+                self._later = [None] * (self.owed - 2)
             self._later.append(mark)
+
+    def forget(self) -> None:
+        """Nothing was sent after all."""
+        self.owed = 0
+        self._kinds = None
 
     def feed(self, data: bytes) -> None:
         if self.blind or self.switched:
             return
-        if not self.kinds:
+        if not self.owed:
             self.blind = True  # nobody asked
             return
-        if not self.started and len(self.kinds) == 1 and self.kinds[0] == PLAIN:
-            # A whole short answer in one piece, its head seen before: the usual case, at a tenth of the price.
-            end = data.find(b"\r\n\r\n", 0, _REMEMBER_LIMIT) + 4
-            if end > 3:
-                length = plain_length(data[:end])
-                if length >= 0 and length == len(data) - end:
-                    self._done()
-                    return
+        if not self.started and self._kinds is None:
+            end = data.find(b"\r\n\r\n", 0, REMEMBER_LIMIT)
+            length = body_length(data[:end]) if end >= 0 else UNSURE
+            left = length - len(data) + end + 4
+            if left == 0:
+                self._done()  # a whole short answer in one piece: the usual case
+                return
+            if left > 0 or length == CHUNKED:
+                self.started = self.streaming = True
+                self.left = max(left, CHUNKED)
+                if length == CHUNKED and len(data) > end + 4:
+                    self.go_on(data[end + 4 :])
+                return
         self.started = True
-        if self.kinds[0] == HEAD:
+        if self._kinds is not None and self._kinds[0] == HEAD:
             data = self._feed_bodyless(data)
             if not data:
                 return
-            if not self.kinds:
+            if not self.owed:
                 self.blind = True
                 return
+        self.streaming = True
+        self._read(data)
+
+    def go_on(self, data: bytes) -> bool:
+        """Feed more of an answer that has begun: all that is done for each token. True while it is not over."""
+        left = self.left
+        if left == CHUNKED:
+            size = len(data)
+            if size < TOKEN_LIMIT and data.startswith(LINE_OF[size]) and data.endswith(b"\r\n"):
+                return True
+            if data == _LAST_CHUNK:
+                return self._end()
+            self._hand_over(b"Transfer-Encoding: chunked")
+        elif left:
+            left -= len(data)
+            if left > 0:
+                self.left = left
+                return True
+            if not left:
+                return self._end()
+            self._hand_over(b"Content-Length: %d" % self.left)
+        return self._read(data)
+
+    def _end(self) -> bool:
+        self.left = 0
+        self.streaming = False
+        self._done()
+        return False
+
+    def _hand_over(self, framing: bytes) -> None:
+        """From here on it is llhttp's to read: what is left looks to it like a whole answer."""
+        self.left = 0
+        self._read(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n" % framing)
+
+    def _read(self, data: bytes) -> bool:
         parser = self._parser
         if parser is None:
             parser = self._parser = httptools.HttpResponseParser(self)
             parser.set_dangerous_leniencies(
                 lenient_headers=True, lenient_data_after_close=True, lenient_optional_cr_before_lf=True
             )
-        self.streaming = True
-        self.go_on(data)
-
-    def go_on(self, data: bytes) -> bool:
-        """Feed more of an answer that has begun: all that is done for each token. True while it is not over."""
         try:
-            self._parser.feed_data(data)  # type: ignore[union-attr]
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.switched = True
         except httptools.HttpParserError:
@@ -156,7 +218,13 @@ class ResponseWatcher:
                 return data
 
     def _done(self) -> None:
-        del self.kinds[0]
+        if not self.owed:
+            raise IndexError
+        self.owed -= 1
+        if self._kinds is not None:
+            del self._kinds[0]
+            if not any(self._kinds):
+                self._kinds = None
         self.started = False
         if self.mark is not None:
             self.finished = [self.mark] if self.finished is None else [*self.finished, self.mark]
@@ -173,7 +241,7 @@ class ResponseWatcher:
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         status = self._parser.get_status_code()
-        if self.kinds and self.kinds[0] == TUNNEL and 200 <= status < 300:
+        if self._kinds and self._kinds[0] == TUNNEL and 200 <= status < 300:
             self.switched = True
             self.streaming = False
 
@@ -184,4 +252,4 @@ class ResponseWatcher:
             self.switched = True
             self.streaming = False
         elif status >= 200:
-            self._done()  # IndexError when nothing is owed: llhttp stops, and we are blind
+            self._done()  # raises when nothing is owed: llhttp stops, and we are blind

@@ -110,7 +110,7 @@ class Proxy:
         self.held_bytes = 0
         self.tally = Tally()
         self.access = AccessLog(steering.access_log) if steering and steering.access_log else None
-        self.known: dict[bytes, int] = {}  # whole requests that go on as they are, and the kind of their answer
+        self.known: set[bytes] = set()  # whole requests that go on as they are
         self.links: set[Link] = set()
         self.draining = False
         self.succeeded = False  # somebody else serves our sockets now
@@ -130,7 +130,10 @@ class Proxy:
                 bound += addresses.bind(address)
             mine = [addresses.bound_address(listener) for listener in (*self._given, *bound)]
             for upstream in self._upstreams:
-                await asyncio.to_thread(addresses.check_not_self, mine, upstream)
+                if upstream.literal:  # a process of one thread reads and writes the cheaper
+                    addresses.check_not_self(mine, upstream)
+                else:
+                    await asyncio.to_thread(addresses.check_not_self, mine, upstream)
             if self.access is not None:
                 self.access.open(self.loop)
         except BaseException:
@@ -192,6 +195,8 @@ class Proxy:
         if self.draining:
             return
         self.draining = True
+        for link in self.links:
+            link.drain()
         await self._stop_accepting()
         log.info("draining %d connections", len(self.links), extra={"action": "proxy_draining"})
         deadline = self.loop.time() + drain_seconds
@@ -255,11 +260,11 @@ class Proxy:
         if self.assistant is not None and not self._view.assist:
             self.change(assist=True)
 
-    def remember(self, raw: bytes, kind: int) -> None:
+    def remember(self, raw: bytes) -> None:
         if len(raw) <= KNOWN_BYTES and self.access is None:
             if len(self.known) >= _REMEMBER_REQUESTS:
                 self.known.clear()
-            self.known[raw] = kind
+            self.known.add(raw)
 
     def retire(self, link: Link) -> None:
         """A link has ended: keep its counts."""

@@ -36,7 +36,7 @@ class House(Protocol):
     timing: Timing
     draining: bool
     links: set[Link]
-    known: dict[bytes, int]
+    known: set[bytes]
     waiting: set[Gate]
     held_bytes: int
     assistant: Assistant | None
@@ -52,7 +52,7 @@ class House(Protocol):
 
     def arm(self) -> None: ...
 
-    def remember(self, raw: bytes, kind: int) -> None: ...
+    def remember(self, raw: bytes) -> None: ...
 
     def retire(self, link: Link) -> None: ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,19 +44,17 @@ class Doorbell:
         self._folder = folder
         self._bell = _Bell(ring)
         self._observer: BaseObserver | None = None
-        self._inode = 0
+        self._held: int | None = None  # the folder, open: so long no other can have its inode
 
     def check(self) -> None:
         """Start the watcher, or replace it if it died or its folder was recreated."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        inode = self._folder.stat().st_ino
-        healthy = self._observer is not None and self._observer.is_alive() and inode == self._inode
-        if healthy and self._observer is not None:
-            healthy = all(emitter.is_alive() for emitter in self._observer.emitters)
-        if healthy:
+        same = self._held is not None and os.path.samestat(os.fstat(self._held), self._folder.stat())
+        watcher = self._observer
+        if same and watcher is not None and all(one.is_alive() for one in (watcher, *watcher.emitters)):
             return
         self.stop()
-        self._inode = inode
+        self._held = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         polls = filesystem(self._folder) in NETWORK_FILESYSTEMS
         if not polls:
             try:
@@ -71,6 +70,9 @@ class Doorbell:
             with contextlib.suppress(RuntimeError):
                 self._observer.join(timeout=5)
             self._observer = None
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _started(self, observer: BaseObserver) -> BaseObserver:
         observer.schedule(self._bell, str(self._folder), recursive=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import struct
 import threading
 from collections.abc import Iterator
@@ -132,9 +131,8 @@ class _Server(ThreadingHTTPServer):
 @contextlib.contextmanager
 def engine(folder: Path, **fields: Any) -> Iterator[Double]:
     double = Double(str(write_gguf(folder / "lamp.gguf")), **fields)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        double.port = probe.getsockname()[1]
-    server = _Server(("127.0.0.1", double.port), _handler(double))
+    server = _Server(("127.0.0.1", 0), _handler(double))
+    double.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -156,8 +154,8 @@ def helped(
         running.proxy.assistant, running.proxy.wanted = assist, assist.wanted
         armed = threading.Event()
         running.loop.call_soon_threadsafe(lambda: (running.proxy.arm(), armed.set()))
-        assert armed.wait(5)
+        assert armed.wait(60)
         try:
             yield running, assist
         finally:
-            asyncio.run_coroutine_threadsafe(assist.close(), running.loop).result(10)
+            asyncio.run_coroutine_threadsafe(assist.close(), running.loop).result(60)

@@ -1,0 +1,80 @@
+"""One round of all loads on one path, and what many rounds say of two paths side by side.
+
+Does not know which paths there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+from collections.abc import Iterable
+
+from bench import proxy_loads as loads
+
+Rows = dict[str, dict[str, list[float]]]
+Paths = dict[str, tuple[int, int | None]]
+
+# The figure, what it is compared with, the ratio it must keep, and whether less or more is better.
+Bar = tuple[str, str, str, float, str]
+AGAINST_NGINX: tuple[Bar, ...] = (
+    ("get_p50_us", "proxy", "nginx", 1.1, "<="),
+    ("requests_per_second_64", "proxy", "nginx", 0.9, ">="),
+    ("cpu_us_per_token", "proxy", "nginx", 1.2, "<="),
+    ("memory_kb_per_stream", "proxy", "nginx", 0.25, "<="),
+    ("upload_mb_per_second", "proxy", "nginx", 1.5, ">="),
+)
+LIMITS = (("disconnect_p99_ms", 5.0), ("upload_growth_mb", 2.0))
+
+
+def memory(runner: asyncio.Runner, paths: Paths, rows: Rows) -> None:
+    """First of all, while nothing has grown yet; and uploads next, for the same reason."""
+    for name, (port, pid) in paths.items():
+        loads.latency(port, 0.1)
+        rows[name]["memory_kb_per_stream"] = [runner.run(loads.memory(port, pid))]
+
+
+def one_round(
+    runner: asyncio.Runner,
+    port: int,
+    pid: int | None,
+    row: dict[str, list[float]],
+    upstream: int,
+    quick: bool,
+    number: int,
+) -> None:
+    """The `number`th; the long ones are not in every round."""
+    seconds = 0.15 if quick else 0.2
+    per_second, per_request = runner.run(loads.throughput(port, pid, seconds))
+    new = {
+        "get_p50_us": loads.latency(port, seconds),
+        "requests_per_second_64": per_second,
+        "cpu_us_per_request": per_request,
+    }
+    if number < (2 if quick else 8):
+        new["cpu_us_per_token"] = runner.run(loads.streams(port, pid, 64, 100, 150))
+    if number < (2 if quick else 4):
+        used = loads.cpu(pid)
+        new["upload_mb_per_second"], _ = loads.upload(port, pid, (1 if quick else 4) << 29)
+        new["upload_cpu_ms_per_gb"] = (loads.cpu(pid) - used) * 1000 / (0.54 if quick else 2.15)
+        if pid is not None:
+            new["disconnect_p99_ms"] = high(loads.disconnects(port, upstream, 50 if quick else 200))
+    for key, value in new.items():
+        row.setdefault(key, []).append(value)
+
+
+def high(values: list[float]) -> float:
+    return sorted(values)[max(0, math.ceil(len(values) * 0.99) - 1)]
+
+
+def medians(rows: Rows) -> dict[str, dict[str, float]]:
+    return {name: {key: statistics.median(values) for key, values in row.items()} for name, row in rows.items()}
+
+
+def ratios(rows: Rows, bars: Iterable[Bar]) -> dict[str, float]:
+    found = {}
+    for key, mine, theirs, _, _ in bars:
+        if mine in rows and theirs in rows:
+            pairs = zip(rows[mine][key], rows[theirs][key], strict=True)
+            found[f"{key}: {mine}/{theirs}"] = statistics.median(a / b if b else math.inf for a, b in pairs)
+    return found
