@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 from hypothesis import HealthCheck, settings
+
+# Started behind a shell's `&`, every program here would be deaf to Ctrl-C, and so those that are asked to heed it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples each time: who looks for further ones says `--hypothesis-profile=exploring`.
 settings.register_profile("exploring", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -33,7 +33,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def crowding(seconds: float = 0.1) -> float:
+def crowding(seconds: float = 0.05) -> float:
     """How many times as long as alone a program takes now: 1.0 on a quiet machine."""
     begun, used = time.monotonic(), time.thread_time()
     while time.thread_time() - used < seconds:

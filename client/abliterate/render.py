@@ -96,7 +96,13 @@ def job_table(jobs: Sequence[JobView], *, now: float | None = None, width: int =
     short = short_ids([job.id for job in jobs])
     moment = time.time() if now is None else now
     rows = [list(_HEADINGS), *(job_cells(job, short[job.id], moment) for job in jobs)]
-    widths = fit([max(cell_width(row[column]) for row in rows) for column in range(len(_HEADINGS))], width)
+    widths = [max(cell_width(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    if width and sum(widths) + 2 * (len(widths) - 1) > width:
+        # What a job makes is worth more than what it is made of, which its name mostly tells.
+        for row, name in zip(rows, ("TARGET", *(clean(job.target) for job in jobs)), strict=True):
+            row[2] = name
+        widths[2] = max(cell_width(row[2]) for row in rows)
+    widths = fit(widths, width)
     lines = []
     for number, row in enumerate(rows):
         cells = [_pad(cell, widths[column], right=column >= 5) for column, cell in enumerate(row)]

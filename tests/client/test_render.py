@@ -123,6 +123,14 @@ def test_a_narrow_terminal_takes_from_the_long_columns() -> None:
     assert fit([6, 50, 40, 6, 60, 4, 4, 4], 0) == [6, 50, 40, 6, 60, 4, 4, 4]
 
 
+def test_in_a_narrow_terminal_what_is_made_is_told_and_not_of_what() -> None:
+    job = make_job(model="ollama:qwen3:8b", target="qwen3-abliterated:8b", reason="window", explanation="x" * 60)
+    wide = job_table([job], now=1.0, width=200)
+    assert "MODEL → TARGET" in wide and "ollama:qwen3:8b → qwen3-abliterated:8b" in wide
+    head, row = job_table([job], now=1.0, width=100).split("\n")
+    assert head.split()[2] == "TARGET" and "qwen3-abliterated:8b" in row and "→" not in row
+
+
 def test_in_a_narrow_terminal_the_reason_keeps_its_share() -> None:
     job = make_job(reason="window", explanation="waits until 01:00", model="ollama:llama3.3:70b-instruct-q4_K_M")
     assert "window: waits until 01:00" in job_table([job], now=1.0, width=100)

@@ -61,3 +61,22 @@ def test_the_library_says_what_is_wrong_before_it_loads_anything(tmp_path: Path)
         run_recipe(tmp_path / "none.toml", tmp_path / "out")
     with pytest.raises((NotFound, RecipeError)):
         run_recipe({"model": "qwen3 8b", "nonsense": 1}, tmp_path / "out")
+
+
+_ENDED = """
+import sys, threading
+from abliterated.demo import story
+
+def told(*_):
+    threading.Thread(target=threading.Event().wait).start()  # as one that was being started in that moment
+    sys.exit(143)
+
+story.tell_story = told
+from abliterated.cli import main
+sys.exit(main(["demo", "--engine", "embedded", "--out", sys.argv[1]]))
+"""
+
+
+def test_a_demo_that_is_ended_waits_for_no_thread(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", _ENDED, str(tmp_path)], stdin=subprocess.DEVNULL, timeout=150)
+    assert ended.returncode == 143

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import itertools
 import random
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from abliterate.contract.errors import EngineRefused, EngineUnavailable
-from abliterate.contract.ids import new_id
+from abliterate.contract.ids import encoded
 from abliterate.contract.messages import JobView, Result, Task
 from abliterate.contract.recipe import Recipe, Schedule
 from abliterate.contract.states import TERMINAL, State
@@ -43,6 +44,7 @@ class Night:
         self.registered: Counter[str] = Counter()
         self.held_while_registering: list[str] = []
         self.refuses: set[str] = set()
+        self.numbers = itertools.count(1)
         self.begin()
 
     def begin(self) -> None:
@@ -90,7 +92,7 @@ class Night:
         return result
 
     def add(self, label: str, recipe: Recipe, acts: list[Act] | None = None) -> str:
-        job_id = new_id()
+        job_id = encoded(next(self.numbers) << 80)  # what differs by the id, its pauses, is the same every night
         (self.root / "jobs" / job_id).mkdir(parents=True)
         if acts:
             self.executor.acts[job_id] = acts

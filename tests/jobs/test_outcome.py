@@ -46,6 +46,16 @@ def test_the_second_crash_holds_the_job() -> None:
     assert move(end(-11), attempts=1, crashes=1) == ("held", "crash-loop", 2, 2)
 
 
+def test_a_stop_between_two_crashes_at_one_stage_does_not_make_them_two_stories() -> None:
+    def after(ended: Ended, crashes: int, crashed_at: str) -> tuple[str, int, str]:
+        found = after_worker(ended, registers=True, attempts=1, crashes=crashes, retries=5, crashed_at=crashed_at)
+        return found.state, found.crashes, found.stage
+
+    assert after(Ended(-11, None, stage="edit"), 0, "") == ("queued", 1, "edit")
+    assert after(Ended(-15, None, stopping=True, stage="load"), 1, "edit") == ("queued", 1, "edit")
+    assert after(Ended(-11, None, stage="edit"), 1, "edit") == ("held", 2, "edit")
+
+
 def test_a_base_cut_short_under_the_worker_is_the_models_fault_and_said() -> None:
     found = after_worker(end(-signal.SIGBUS), registers=True, attempts=0, crashes=0, retries=5)
     assert (found.state, found.crashes) == ("failed", 0)

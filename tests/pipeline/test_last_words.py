@@ -16,10 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file, save_file
 
-from abliterate.contract.errors import AbliteratedError, DiskError, ModelError, OutOfHostMemory, RecipeError
+from abliterate.contract.errors import (
+    AbliteratedError,
+    DiskError,
+    ModelError,
+    OutOfHostMemory,
+    OutOfMemory,
+    RecipeError,
+)
 from abliterate.contract.messages import Progress
 from abliterate.contract.recipe import Edit, Run
 from abliterated.pipeline import gguf_file, loading
@@ -319,6 +327,18 @@ def test_a_talk_needs_the_whole_model_in_memory(tmp_path: Path, monkeypatch: pyt
     said = r"planted\.gguf is too large for this machine's memory to talk to it here"
     with told(ModelError, said, "let Ollama serve the result"):
         Talker(open_source(plant(tmp_path).path), Run(), None, Watch())
+
+
+def test_a_device_that_is_full_is_told_as_a_full_machine_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full GPU is what no machine without one can have: torch's word for it is said in its stead."""
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", full)
+    said = r"planted\.gguf does not fit into the device's memory"
+    with told(OutOfMemory, said, 'Set run.device = "cpu" or run.dtype = "bfloat16"'):
+        load_model(open_source(plant(tmp_path).path), Run(), Watch())
 
 
 def vast(folder: Path) -> Path:

@@ -49,6 +49,17 @@ def some_change(rank: int, *, per_layer: bool) -> Change:
     return Change(np.stack(rows).astype(np.float32), strengths)
 
 
+def test_of_what_gives_out_the_same_the_first_to_be_called_is_meant_every_time(tmp_path: Path) -> None:
+    """Phi calls one dropout for attention and MLP both: a hook on it would take either for the other."""
+    tiny("phi").save_pretrained(tmp_path)
+    loaded = opened(tmp_path)
+    for _ in range(8):
+        tried = trials(loaded)
+        meant = [[type(part.module).__name__ for part in layer] for layer in tried.contributions.layers]
+        assert meant == [["PhiAttention", "PhiMLP"]] * LAYERS
+        assert tried.paths == [[0, 1]] * LAYERS
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hooks_equal_the_edited_weights(family: str, tmp_path: Path) -> None:
     tiny(family).save_pretrained(tmp_path / "base")

@@ -69,7 +69,7 @@ _VARIES = re.compile(rb"(?i)\r\nDate: [^\r]*|127\.0\.0\.1:[0-9]+->|:[0-9]{5}->|r
 
 
 def said(port: int, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), 20) as mine:
+    with socket.create_connection(("127.0.0.1", port), 60) as mine:
         mine.sendall(request)
         pieces = []
         while piece := mine.recv(65536):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from abliterated.proxy.headers import HostGuard
 from abliterated.proxy.responses import PLAIN, ResponseWatcher
+from abliterated.proxy.server import Steering
 from proxy.corpus import CHAT, GET, NDJSON, SSE, VERSION, answer, chunk, post, request
-from proxy.script import DEADLINE, Heard, Read, ReadAll, ScriptedUpstream, Send, converse, proxy, upstream
+from proxy.script import DEADLINE, Heard, Read, ReadAll, ScriptedUpstream, Send, converse, proxy, until, upstream
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 ANSWERS = {
@@ -42,6 +44,13 @@ def server() -> Iterator[ScriptedUpstream]:
         yield scripted
 
 
+def take(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count and (piece := connection.recv(count - len(data))):
+        data += piece
+    return data
+
+
 def pieces(data: bytes) -> list[int]:
     """Where a server would cut it: behind the head, and behind each chunk."""
     ends, place = [], 0
@@ -50,6 +59,7 @@ def pieces(data: bytes) -> list[int]:
     return ends
 
 
+@example(names=["long"], cuts={1}, natural=False, pipelined=False)
 @given(
     names=st.lists(st.sampled_from(sorted(ANSWERS)), min_size=1, max_size=5),
     cuts=st.sets(st.integers(1, 30_000), max_size=30),
@@ -71,7 +81,7 @@ def test_after_every_byte_it_is_known_how_many_answers_are_owed(
         while asked < (len(names) if pipelined else sum(end <= last for end in ends) + 1):
             watcher.expect(PLAIN)
             asked += 1
-        watcher.feed(stream[last:cut])
+        (watcher.go_on if watcher.streaming else watcher.feed)(stream[last:cut])
         last = cut
         assert watcher.owed == asked - sum(end <= cut for end in ends)
         assert not watcher.blind and not watcher.switched
@@ -113,9 +123,9 @@ def test_a_stop_is_told_with_the_answer_that_is_owed(server: ScriptedUpstream) -
     def answers(connection: socket.socket) -> Heard:
         with connection:
             for _ in range(3):
-                assert connection.recv(65536) == GET
+                assert take(connection, len(GET)) == GET
                 connection.sendall(VERSION)
-            assert connection.recv(65536) == GET
+            assert take(connection, len(GET)) == GET
             asked.set()
             assert stopping.wait(DEADLINE)
             connection.sendall(VERSION)
@@ -125,7 +135,7 @@ def test_a_stop_is_told_with_the_answer_that_is_owed(server: ScriptedUpstream) -
     with proxy(server.url) as running, running.connect() as client:
         for _ in range(3):
             client.sendall(GET)
-            assert client.recv(65536) == VERSION
+            assert take(client, len(VERSION)) == VERSION
         client.sendall(GET)
         assert asked.wait(DEADLINE)
         closing = threading.Thread(target=running.close, args=(DEADLINE,))
@@ -149,7 +159,7 @@ def test_a_change_of_mind_holds_for_what_was_allowed_before(server: ScriptedUpst
     with proxy(server.url) as running, running.connect() as client:
         for _ in range(3):
             client.sendall(evil)
-            assert client.recv(65536) == VERSION
+            assert take(client, len(VERSION)) == VERSION
         changed = threading.Event()
         guard = HostGuard("box", frozenset(), frozenset(), "localhost:1")
 
@@ -161,3 +171,54 @@ def test_a_change_of_mind_holds_for_what_was_allowed_before(server: ScriptedUpst
         assert changed.wait(DEADLINE)
         client.sendall(evil)
         assert client.recv(65536).startswith(b"HTTP/1.1 403 ")
+
+
+STREAMS = {
+    b"/api/chat": (
+        b'{"model":"qwen3:8b","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"a"},'
+        b'"done":false}\n',
+        b'{"model":"qwen3:8b","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":""},'
+        b'"done":true,"prompt_eval_count":26,"eval_count":42,"eval_duration":4709213000}\n',
+    ),
+    b"/v1/chat/completions": (
+        b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","model":"qwen3:8b","choices":[{"index":0,"delta":'
+        b'{"content":"a"},"finish_reason":null}]}\n\n',
+        b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","model":"qwen3:8b","choices":[],"usage":'
+        b'{"prompt_tokens":26,"completion_tokens":42,"total_tokens":68}}\n\n',
+        b"data: [DONE]\n\n",
+    ),
+    b"/v1/messages": (
+        b'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_1","model":"qwen3:8b","usage":'
+        b'{"input_tokens":26,"output_tokens":0}}}\n\n',
+        b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":'
+        b'{"input_tokens":26,"output_tokens":42}}\n\n',
+        b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("path", STREAMS, ids=bytes.decode)
+def test_tokens_are_counted_where_each_event_comes_by_itself(server: ScriptedUpstream, path: bytes) -> None:
+    asked = post(path, CHAT)
+    pieces = [CHUNKED, *(chunk(event).removesuffix(b"0\r\n\r\n") for event in STREAMS[path]), b"0\r\n\r\n"]
+    heard: queue.Queue[bytes] = queue.Queue()
+
+    def answers(connection: socket.socket) -> Heard:
+        with connection:
+            for _ in range(2):
+                assert take(connection, len(asked)) == asked
+                for piece in pieces:
+                    connection.sendall(piece)
+                    assert heard.get(timeout=DEADLINE) == piece
+            return Heard(connection.recv(1))
+
+    server.scripts.put(answers)
+    with proxy(server.url, steering=Steering(observe=True)) as running, running.connect() as client:
+        for _ in range(2):
+            client.sendall(asked)
+            for piece in pieces:
+                heard.put(take(client, len(piece)))
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+        labels = f'route="{path.decode()}",model="qwen3:8b"'
+        until(lambda: f"abliterated_proxy_tokens_total{{{labels}}} 84" in running.proxy.tally.text())

@@ -115,7 +115,7 @@ def _convert(kind: Any, raw: Any, path: str, root: type[msgspec.Struct]) -> tupl
 def _in_words(message: str, raw: Any) -> str:
     """A complaint of msgspec's about `raw` as a person would say it."""
     if "matching regex" in message:
-        return f"{raw!r} is not understood"
+        return f"{raw!r:.60} is not understood"
     message = re.sub(r"^Invalid enum value (.*)$", r"\1 is none of its values", message)
     message = re.sub(r"`([\w |]+)`", lambda found: _either(found[1].split(" | ")), message)
     for sign, words in _BOUNDS.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -62,7 +63,14 @@ def run(options: argparse.Namespace) -> int:
     # Raised where the story is, so that it stops what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
-    result = tell_story(options.engine, options.out / "result.json", Teller(quiet_table=options.json))
+    try:
+        result = tell_story(options.engine, options.out / "result.json", Teller(quiet_table=options.json))
+    except (SystemExit, KeyboardInterrupt) as ended:
+        # All is taken back. A thread that was being started in that very moment is in nobody's list: Python would wait
+        # for its end for ever.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(ended.code or 0) if isinstance(ended, SystemExit) else 130)
     if options.json:
         import msgspec
 

@@ -38,6 +38,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="needed",
         help="tools and thinking for abliterated models where the engine lacks them; any: for those never taught, too",
     )
+    parser.add_argument(
+        "--assist-more",
+        action="append",
+        choices=["tool_choice", "parallel_tool_calls", "thinking_history"],
+        default=[],
+        help="more that engines drop, and the proxy then does; may be repeated",
+    )
     parser.add_argument("--access-log", default="", metavar="FILE", help="a JSON line for each exchange")
 
 
@@ -58,6 +65,6 @@ def run(options: argparse.Namespace) -> int:
         sockets=sockets,
         steering=server.Steering(access_log=options.access_log),
     )
-    beside = Assisting(proxy, options.upstream, options.assist)
+    beside = Assisting(proxy, options.upstream, options.assist, options.assist_more)
     hand_over = None if succession.in_a_terminal() else succession.hand_over
     return alone.run(proxy, serving=left.serving, hand_over=hand_over, beside=beside)

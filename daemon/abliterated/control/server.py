@@ -132,7 +132,7 @@ class Control:
         return _json(done, status=200 if done.existing else 201)
 
     async def show_job(self, request: web.Request) -> web.Response:
-        """One job, by its id or at least four characters of its beginning or end."""
+        """One job, by its id or at least four characters of it."""
         return _json(await self._job(request))
 
     async def act(self, request: web.Request) -> web.Response:

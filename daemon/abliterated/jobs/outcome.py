@@ -62,7 +62,8 @@ def after_worker(
     if ended.status == 0 and isinstance(ended.word, Result):
         return Move("registering" if registers else "succeeded", attempts=attempts + 1, crashes=0)
     if ended.stopping or ended.status == 86:
-        return Move("queued", "interrupted", "interrupted; goes on where it was", attempts=attempts, crashes=crashes)
+        told = "interrupted; goes on where it was"
+        return Move("queued", "interrupted", told, attempts=attempts, crashes=crashes, stage=crashed_at)
     if isinstance(ended.word, Failure) and ended.status >= 0:
         return after_failure(ended.word, attempts=attempts, crashes=crashes, retries=retries)
     if ended.status == -getattr(signal, "SIGBUS", 0) != 0:

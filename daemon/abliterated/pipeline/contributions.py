@@ -235,7 +235,9 @@ def _explain(
     parts: list[tuple[torch.nn.Module, torch.Tensor]],
     limit: float,
 ) -> tuple[torch.nn.Module, ...] | None:
-    """The fewest parts of which, with the input, the output is a combination; None where there are none such."""
+    """The fewest parts of which, with the input, the output is a combination, and of those that give out the same (a
+    dropout at rest gives out what it is given, and may be called for attention and MLP both) the first to be called;
+    None where there are none such."""
     columns = torch.stack([before.flatten(), *[part.flatten() for _, part in parts]], dim=1)
     target = after.flatten()
     change = float((target - before.flatten()).norm())
@@ -245,6 +247,9 @@ def _explain(
             matrix = columns[:, [0, *[1 + part for part in chosen]]]
             solution = torch.linalg.lstsq(matrix, target[:, None]).solution
             fits.append((float((matrix @ solution - target[:, None]).norm()) / max(change, 1e-30), chosen))
-        if fits and min(fits)[0] <= limit:
-            return tuple(parts[part][0] for part in min(fits)[1])
+        best = min(fits)[0] if fits else limit + 1.0
+        if best <= limit:
+            # Equal but for rounding, which falls out otherwise each time.
+            first = next(chosen for error, chosen in fits if error <= best * 1.000001 + 1e-9)
+            return tuple(parts[part][0] for part in first)
     return None

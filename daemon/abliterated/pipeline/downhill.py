@@ -25,13 +25,14 @@ from abliterated.pipeline.taps import decoder_layers
 from abliterated.pipeline.trials import Change, ChangedModel, Trials, from_input, from_output
 from abliterated.pipeline.watch import PREFILLED
 
-STAGES: Final = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
-STEPS: Final = 10
+STAGES: Final = (0.06, 0.15, 0.35, 0.8, 2.0, 5.0)
+STEPS: Final = 16
 STEP: Final = 0.1
 # Each stage ends in smaller steps, so that its end is no swing of Adam's.
-CALM: Final = (4, 0.4)
+CALM: Final = (6, 0.4)
 MEMORY: Final = (0.8, 0.95)
-PROMPTS: Final = (48, 24)
+# A step goes by every so manyth prompt, the next one by those beside them.
+FOLDS: Final = 4
 # Tokens that go through at once: what lies on the way is kept for the way back.
 TOKENS: Final = {"cpu": 512, "cuda": 4096, "mps": 1024}
 LEAST_HARM: Final = 1e-6
@@ -41,97 +42,85 @@ class NoWayDown(Exception):
     """No gradient is to be had: the model is not whole in memory, or a part of it can't be followed back."""
 
 
-def downhill(trials: Trials, start: Change, selected: frozenset[int], most: float, message: str) -> list[Float64]:
+def downhill(trials: Trials, start: Change, hurt: float, selected: frozenset[int], most: float) -> list[Float64]:
     """The strengths (layers, 2) at each stage's end, all between 0 and `most`, and nil outside the layers `selected`.
-    Raises NoWayDown."""
+    `hurt`: what `start` costs, the scale. Raises NoWayDown."""
     if trials.loaded.engine is not None:
         raise NoWayDown("its weights are read layer by layer")
-    device = trials.loaded.device
+    device, total = trials.loaded.device, len(STAGES) * STEPS
     with torch.inference_mode(False), torch.enable_grad():
+        free = torch.tensor([[float(layer in selected)] for layer in range(trials.layers)], device=device)
         strengths = torch.tensor(start.strengths, dtype=torch.float32, device=device).clamp(0.0, most)
-        free = torch.tensor([[float(layer in selected)] for layer in range(len(strengths))], device=device)
         strengths.requires_grad_(True)
         adam = torch.optim.Adam([strengths], lr=STEP, betas=MEMORY)
-        slope = _Slope(trials, start)
-        found, scale, total = [], 0.0, len(STAGES) * STEPS
-        for stage, pressure in enumerate(STAGES):
-            for step in range(STEPS):
-                trials.watch.step(stage * STEPS + step, total, "steps", message)
-                adam.param_groups[0]["lr"] = STEP * (CALM[1] if step >= STEPS - CALM[0] else 1.0)
-                adam.zero_grad()
-                hurt = slope.follow(strengths, scale, pressure)
-                scale = scale or max(hurt, LEAST_HARM)
-                if strengths.grad is None or not bool(torch.isfinite(strengths.grad).all()):
-                    raise NoWayDown("its gradient is no number")
-                if step or stage:  # the first look only tells the scale
-                    strengths.grad *= free
-                    adam.step()
-                    with torch.no_grad():
-                        strengths.clamp_(0.0, most)
-            found.append(strengths.detach().double().cpu().numpy().round(4))
+        slope = _Slope(trials, start, 1.0 / max(hurt, LEAST_HARM))
+        found = []
+        for number in range(total):
+            trials.watch.step(number, total, "steps", "going downhill")
+            stage, step = divmod(number, STEPS)
+            adam.param_groups[0]["lr"] = STEP * (CALM[1] if step >= STEPS - CALM[0] else 1.0)
+            adam.zero_grad()
+            slope.follow(strengths, STAGES[stage], number % FOLDS)
+            if strengths.grad is None or not bool(torch.isfinite(strengths.grad).all()):
+                raise NoWayDown("its gradient is no number")
+            strengths.grad *= free
+            adam.step()
+            with torch.no_grad():
+                strengths.clamp_(0.0, most)
+            if step == STEPS - 1:
+                found.append((strengths.detach() * free).double().cpu().numpy().round(4))
     return found
 
 
 class _Slope:
-    """The prompts of both classes in batches, and the way back from what they cost to the strengths."""
+    """The prompts of both classes, and the way back from what they cost to the strengths. `weight`: of harm."""
 
-    def __init__(self, trials: Trials, start: Change) -> None:
-        self.trials, self.start = trials, start
-        harmful, harmless = trials.harmful[: PROMPTS[0]], trials.answered.rows[: PROMPTS[1]]
-        refusing = 1 + max(trials.beginnings[: len(harmful)], default=0)
-        self.classes = ((harmful, refusing, self._refusals), (harmless, max(trials.answered.lengths), self._harm))
-        self.counts = len(harmful), max(1, len(harmless))
+    def __init__(self, trials: Trials, start: Change, weight: float) -> None:
+        self.trials, self.start, self.weight = trials, start, weight
+        self.tails = 1 + max(trials.beginnings, default=0), max(trials.answered.lengths, default=1)
 
-    def follow(self, strengths: torch.Tensor, scale: float, pressure: float) -> float:
-        """Add the gradient of what these strengths cost to theirs, batch by batch; the harm they do. `scale`: 0 where
-        it is not known yet."""
-        trials, total = self.trials, 0.0
-        trials.watch.count(PREFILLED, sum(len(row) for rows, *_ in self.classes for row in rows))
-        for rows, tail, cost in self.classes:
-            for batch in batches(rows, trials.loaded.device, tokens=TOKENS[trials.loaded.device.type]):
-                trials.watch.check()
-                weighed, hurt = cost(
-                    self._logits([rows[row] for row in batch], tail, strengths), batch, scale, pressure
-                )
-                total += hurt
-                try:
-                    weighed.backward()  # type: ignore[no-untyped-call]
-                except (RuntimeError, NotImplementedError) as error:
-                    raise NoWayDown(f"{type(error).__name__} on the way back") from error
-        return total
+    def follow(self, strengths: torch.Tensor, pressure: float, fold: int) -> None:
+        """Add the gradient of what these strengths cost on the prompts of a fold to theirs, batch by batch."""
+        trials, (refusing, answering) = self.trials, self.tails
+        harmful = list(range(len(trials.harmful)))[fold::FOLDS]
+        harmless = list(range(len(trials.answered.rows)))[fold::FOLDS]
+        for found, rows in self._logits(trials.harmful, harmful, refusing, strengths):
+            self._back(self._refusals(found, rows, pressure) / len(harmful))
+        for found, rows in self._logits(trials.answered.rows, harmless, answering, strengths):
+            strayed = torch.stack([trials.strayed(one, row) for one, row in zip(found, rows, strict=True)])
+            self._back(self.weight * strayed.sum() / len(harmless))
 
-    def _refusals(
-        self, found: torch.Tensor, batch: list[int], scale: float, pressure: float
-    ) -> tuple[torch.Tensor, float]:
-        trials, share = self.trials, 1.0 / self.counts[0]
-        scores = torch.stack([trials.refusing(one, row) for one, row in zip(found, batch, strict=True)])
-        astray = (
-            torch.stack([trials.gone_astray(one, row) for one, row in zip(found, batch, strict=True)]).sum() * share
-        )
-        lost = harm(0.0, 1.0) * astray
-        return (
-            lost / (scale or 1.0) + pressure * share * torch.nn.functional.softplus(scores).sum(),
-            float(lost.detach()),
-        )
+    def _refusals(self, found: torch.Tensor, rows: list[int], pressure: float) -> torch.Tensor:
+        trials = self.trials
+        scores = torch.stack([trials.refusing(one, row) for one, row in zip(found, rows, strict=True)])
+        astray = torch.stack([trials.gone_astray(one, row) for one, row in zip(found, rows, strict=True)])
+        return pressure * torch.nn.functional.softplus(scores).sum() + self.weight * harm(0.0, 1.0) * astray.sum()
 
-    def _harm(self, found: torch.Tensor, batch: list[int], scale: float, _: float) -> tuple[torch.Tensor, float]:
-        strayed = torch.stack([self.trials.strayed(one, row) for one, row in zip(found, batch, strict=True)]).sum()
-        strayed = strayed / self.counts[1]
-        return strayed / (scale or 1.0), float(strayed.detach())
+    def _back(self, cost: torch.Tensor) -> None:
+        try:
+            cost.backward()  # type: ignore[no-untyped-call]
+        except (RuntimeError, NotImplementedError) as error:
+            raise NoWayDown(f"{type(error).__name__} on the way back") from error
 
-    def _logits(self, rows: Rows, tail: int, strengths: torch.Tensor) -> torch.Tensor:
-        """Log probabilities (rows, tail, vocabulary)."""
-        model, device = self.trials.loaded.model, self.trials.loaded.device
+    def _logits(
+        self, rows: Rows, chosen: list[int], tail: int, strengths: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, list[int]]]:
+        """Log probabilities (rows, tail, vocabulary) of the rows chosen, batch by batch, and which they are."""
+        model, device, watch = self.trials.loaded.model, self.trials.loaded.device, self.trials.watch
         asked = Pass(rows, tail=tail)
-        with _loosened(self.trials, self.start, strengths):
-            try:
-                logits, _ = forward(
-                    model, decoder_layers(model), padded(rows, device), asked, lengths=[len(row) for row in rows]
-                )
-            except (RuntimeError, NotImplementedError) as error:
-                raise NoWayDown(f"{type(error).__name__} on the way") from error
-        assert logits is not None
-        return torch.log_softmax(logits, dim=-1)
+        for batch in batches([rows[row] for row in chosen], device, tokens=TOKENS[device.type]):
+            watch.check()
+            numbers = [chosen[place] for place in batch]
+            these = [rows[row] for row in numbers]
+            watch.count(PREFILLED, sum(map(len, these)))
+            with _loosened(self.trials, self.start, strengths):
+                try:
+                    lengths = [len(row) for row in these]
+                    logits, _ = forward(model, decoder_layers(model), padded(these, device), asked, lengths=lengths)
+                except (RuntimeError, NotImplementedError) as error:
+                    raise NoWayDown(f"{type(error).__name__} on the way") from error
+            assert logits is not None
+            yield torch.log_softmax(logits, dim=-1), numbers
 
 
 @contextmanager

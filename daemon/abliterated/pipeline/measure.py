@@ -44,10 +44,19 @@ class Behaviour:
     refused_harmful: float
     refused_harmless: float
 
-    def scores(self, next_token: torch.Tensor, reached: torch.Tensor | float = 0.0) -> torch.Tensor:
+    def scores(
+        self,
+        next_token: torch.Tensor,
+        reached: torch.Tensor | float = 0.0,
+        first: torch.Tensor | None = None,
+        at_once: Sequence[int] = (),
+    ) -> torch.Tensor:
         """The refusal score of each row of log probabilities (…, vocabulary) at the point of decision, which itself is
-        `reached` with that log probability."""
-        return log_odds(next_token, self.openings.tokens, reached)
+        `reached` with that log probability; with that of one of `at_once` as the `first` token instead, where given."""
+        found = _log_probability(next_token, self.openings.tokens) + reached
+        if first is not None and at_once:
+            found = torch.logaddexp(found, _log_probability(first, at_once))
+        return _odds(found)
 
     def fits(self, next_token: torch.Tensor, *, harmful: bool) -> torch.Tensor:
         """Whether each row, by its log probabilities (…, vocabulary) for the answer's first token, begins as its class
@@ -58,11 +67,18 @@ class Behaviour:
         return (log_odds(next_token, tokens) > 0) == harmful
 
 
-def log_odds(next_token: torch.Tensor, tokens: Sequence[int], reached: torch.Tensor | float = 0.0) -> torch.Tensor:
-    """log p − log(1 − p) of p = one of `tokens` comes next, by log probabilities (…, vocabulary), where that place is
-    `reached` with that log probability."""
+def log_odds(next_token: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+    """log p − log(1 − p) of p = one of `tokens` comes next, by log probabilities (…, vocabulary)."""
+    return _odds(_log_probability(next_token, tokens))
+
+
+def _log_probability(next_token: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
     at = torch.tensor(tokens, device=next_token.device)
-    found = (torch.logsumexp(next_token[..., at].double(), dim=-1) + reached).clamp(max=-1e-12)
+    return torch.logsumexp(next_token[..., at].double(), dim=-1)
+
+
+def _odds(found: torch.Tensor) -> torch.Tensor:
+    found = found.clamp(max=-1e-12)
     return found - torch.log(-torch.expm1(found))
 
 

@@ -7,6 +7,7 @@ name beside its target; leaving it well syncs and renames it, leaving it by an e
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +29,10 @@ CHUNK: Final = 8 << 20
 
 
 class Room:
-    """Memory used again and again: asked of the system anew for every matrix, it costs as much as an edit."""
+    """Memory used again and again: asked of the system anew for every matrix, it costs as much as an edit.
+
+    Asked for in small pages: numpy would ask for huge ones, which a virtual machine's host may have to find first.
+    """
 
     def __init__(self) -> None:
         self._held: Bytes = np.empty(0, dtype=np.uint8)
@@ -38,9 +42,8 @@ class Room:
         """So many bytes, whatever they hold; what was taken before is lost."""
         if self._held.size < size + GRAIN:
             self._held = np.empty(0, dtype=np.uint8)
-            self._held = np.empty(size + GRAIN, dtype=np.uint8)
-        first = (self.phase - self._held.ctypes.data) % GRAIN
-        return self._held[first : first + size]
+            self._held = np.frombuffer(mmap.mmap(-1, size + GRAIN, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+        return self._held[self.phase : self.phase + size]
 
 
 class Source:

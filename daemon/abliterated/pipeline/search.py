@@ -27,8 +27,10 @@ from abliterated.pipeline.trials import Change, Scores, Trials
 # Prompts of each class in each round, and which share of a generation goes on to the next.
 ROUNDS: Final = (16, 32, 96)
 GOES_ON: Final = (1.0, 0.34, 0.2)
-# Of prompts a trial was not made on so many times as many are taken to be refused.
-MARGIN: Final = 1.5
+# Refused counts what is with more than one chance in four: it may still be the likeliest answer. (Its log-odds.)
+LIKELY: Final = -1.0986
+# A target below this asks for as few refusals as there can be.
+LEAST_TARGET: Final = 0.01
 FINALISTS: Final = 3
 # The last trials: the stages of a way downhill from the best, and what lies between them around the target.
 LAST: Final = len(STAGES) + 4
@@ -66,12 +68,14 @@ class Tried:
     round: int
 
     def beyond(self, target: float) -> float:
-        """By how much it misses the target: either share counts, and what its prompts do not show is held worse."""
-        return round(max(self.refused, MARGIN * self.expected) - target, 9)
+        """By how much it misses the target."""
+        return round(self.refused - target, 9)
 
     def rank(self, target: float) -> tuple[int, float, float]:
-        """Smaller is better: more prompts first, then refusals beyond the target, then harm."""
-        return -self.round, max(0.0, self.beyond(target)), harm(self.kl, self.astray)
+        """Smaller is better: more prompts first, then refusals beyond the target, then harm; which counts twice where
+        as many refusals as the target are still to be expected, for what its prompts do not show."""
+        weighed = harm(self.kl, self.astray) * (1.0 + self.expected / max(target, LEAST_TARGET))
+        return -self.round, max(0.0, self.beyond(target)), weighed
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,7 @@ class Search:
         rows = self.journal.recall(asked)
         if rows is None:
             try:
-                found = downhill(self.trials, best.change, self.selected, STRONGEST, "going downhill")
+                found = downhill(self.trials, best.change, harm(best.kl, best.astray), self.selected, STRONGEST)
             except NoWayDown as error:
                 self.notes.append(f"strengths were not followed downhill: {error}")
                 found = []
@@ -279,7 +283,7 @@ class Search:
 
 def _figures(scores: Scores) -> tuple[float, float, float, float]:
     """Share refused, share expected to be, mean KL, mean astray."""
-    refused = float((scores.refusal > 0.0).mean())
+    refused = float((scores.refusal > LIKELY).mean())
     expected = float((1.0 / (1.0 + np.exp(-scores.refusal))).mean())
     kl, astray = float(scores.kl.mean()), float(scores.astray.mean())
     return round(refused, 6), round(expected, 6), round(kl, 8), round(astray, 6)

@@ -22,7 +22,7 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from abliterate.contract.errors import ModelError
-from abliterated.pipeline.edit import Norm, Projection, along, edit_bias, row_blocks
+from abliterated.pipeline.edit import Norm, Projection, Sums, along, edit_bias, row_blocks
 from abliterated.pipeline.gguf_file import row_bytes
 from abliterated.pipeline.lattice import LAYOUTS, Lattice, close_lattice, open_lattice
 from abliterated.pipeline.null_rounding import FloatLattice, cancel, join, walk
@@ -36,6 +36,8 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as mallopt(3) numbers them
+
+TURNS: Final = 2  # how often a thread comes back for more
 
 TOLERANCE: Final = 0.01  # a type whose rounding leaves more than this share cannot hold the edit
 GOAL: Final = 0.001  # null rounding stops here,
@@ -99,7 +101,7 @@ def edit_rows(
         return found, along(part, target) if ideal is None else None
 
     after, exact = np.zeros(projection.share.shape), np.zeros(projection.share.shape)
-    for found, wanted in _parallel(write, blocks):
+    for found, wanted in _parallel(write, blocks, many=kind in FLOATS and attempt.kind in FLOATS):
         after += found
         exact += 0.0 if wanted is None else wanted
     exact = exact if ideal is None else ideal
@@ -118,7 +120,11 @@ def measure_rows(raw: Bytes, kind: Type, projection: Projection) -> list[slice]:
     columns = raw.shape[1] // GGML_QUANT_SIZES[kind][1] * GGML_QUANT_SIZES[kind][0]
     blocks = row_blocks(len(raw), columns)
     projection.start(columns)
-    for sums in _parallel(lambda at: projection.partial(at.start, dequantize(raw[at], kind)), blocks):
+
+    def measure(at: slice) -> Sums:
+        return projection.partial(at.start, dequantize(raw[at], kind))
+
+    for sums in _parallel(measure, blocks, many=kind in FLOATS):
         projection.add(sums)
     if not projection.finite:
         raise ModelError("NaN or Inf among the weights", remedy="Download or pull the model again")
@@ -285,15 +291,24 @@ def _signs(error: Float32) -> NDArray[np.int8]:
     return (error > 0).view(np.int8) - (error < 0).view(np.int8)
 
 
-def _parallel(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """The function over the items, by threads (numpy and ggml release the interpreter), results in their order."""
-    return _pool().map(function, items)
+def _parallel(function: Callable[[T], U], items: Iterable[T], *, many: bool = False) -> Iterator[U]:
+    """The function over the items, by threads (numpy and ggml release the interpreter), results in their order. `many`:
+    a thread takes many items at a time, where one costs hardly more than to hand it over."""
+    items = list(items)
+    count = -(-len(items) // (TURNS * _threads())) if many else 1
+    stripes = [items[first : first + count] for first in range(0, len(items), max(1, count))]
+    for found in _pool().map(lambda stripe: [function(item) for item in stripe], stripes):
+        yield from found
+
+
+def _threads() -> int:
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
     _keep_memory()
-    return ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
+    return ThreadPoolExecutor(_threads())
 
 
 def _keep_memory() -> None:

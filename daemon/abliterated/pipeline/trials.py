@@ -9,6 +9,7 @@ Equal to the plain edit of every writer. Many changes go through the model in on
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class Trials:
         begun = self._refused(rows)
         if len(begun) < min(FEWEST, len(rows)):
             begun = [(row, ()) for row in rows]
+        begun = self._both_ways(begun)
         self.harmful = [row + beginning for row, beginning in begun]
         self.beginnings = tuple(len(beginning) for _, beginning in begun)
         self.harmless = self.renderer.all_tokens(harmless)
@@ -149,21 +151,24 @@ class Trials:
             yield [pairs[number] for number in part.rows], part.logits
 
     def refusing(self, found: torch.Tensor, row: int) -> torch.Tensor:
-        """The refusal score from the log probabilities (tail, vocabulary) of one harmful row."""
+        """The refusal score from the log probabilities (tail, vocabulary) of one harmful row: of both ways where it has
+        a beginning, that refusal at once and that behind the beginning."""
         begun = self.beginnings[row]
-        reached: torch.Tensor | float = 0.0
-        if begun:
-            beginning = torch.tensor(self.harmful[row][-begun:], device=found.device)[:, None]
-            reached = found[-1 - begun : -1].gather(1, beginning).double().sum()
-        return self.behaviour.scores(found[-1], reached)
+        if not begun:
+            return self.behaviour.scores(found[-1])
+        beginning = torch.tensor(self.harmful[row][-begun:], device=found.device)[:, None]
+        reached = found[-1 - begun : -1].gather(1, beginning).double().sum()
+        at_once = () if self.behaviour.openings.late else self.behaviour.openings.plain
+        return self.behaviour.scores(found[-1], reached, found[-1 - begun], at_once)
 
     def gone_astray(self, found: torch.Tensor, row: int) -> torch.Tensor:
         """The probability of what neither answers nor refusals begin with, by a harmful row's log probabilities (tail,
         vocabulary)."""
-        if not self.sensible or self.beginnings[row]:
+        if not self.sensible:
             return found.new_zeros((), dtype=torch.float64)
         at = torch.tensor(self.sensible, device=found.device)
-        return (1.0 - found[-1, at].double().exp().sum()).clamp(min=0.0)
+        first = found[-1 - self.beginnings[row], at].double()
+        return (1.0 - first.exp().sum()).clamp(min=0.0)
 
     def _sensible(self) -> tuple[int, ...]:
         """The likeliest first tokens of the answers to harmless prompts, all but a little of their probability, and of
@@ -203,6 +208,14 @@ class Trials:
             if place is not None and answer[place] in openings.tokens:
                 found[row] = answer[:place]
         return [(rows[row], found[row]) for row in sorted(found)]
+
+    def _both_ways(self, begun: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Any]:
+        """Rows refused at once get the usual beginning of the others behind them, for a change may turn the one way of
+        refusing into the other."""
+        usual = Counter(beginning for _, beginning in begun if beginning).most_common(1)
+        if self.behaviour.openings.late or not usual or usual[0][1] < FEWEST:
+            return begun
+        return [(row, beginning or usual[0][0]) for row, beginning in begun]
 
     def _answers(self, rows: Rows, tokens: int) -> Answered:
         begun = greedy(self.loaded, rows, tokens, self.watch, "answering harmless prompts")

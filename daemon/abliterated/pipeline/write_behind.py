@@ -19,7 +19,7 @@ import numpy as np
 from abliterated.pipeline.past_cache import GRAIN
 from abliterated.pipeline.safe_write import Bytes, Output, Room, Source
 
-AHEAD: Final = 2  # results that may be in memory at a time: one being worked out, one being written
+AHEAD: Final = 3  # results that may be in memory at a time: one being worked out, others being written and digested
 
 
 Works: TypeAlias = tuple[Future[None], ...]

@@ -200,6 +200,13 @@ class RequestFramer:
             events.append(Bad(bad.status, bad.reason))
         return events
 
+    def pass_over(self, size: int) -> None:
+        """So much of a body of known length has gone by."""
+        assert self.phase == self.LENGTH and size <= self.left
+        self.left -= size
+        if not self.left:
+            self._end_message()
+
     def resume(self) -> list[Event]:
         """The other side did not switch: go on reading requests."""
         assert self.phase == self.AWAIT

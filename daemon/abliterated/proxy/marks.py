@@ -18,7 +18,7 @@ from abliterated.proxy.framing import Head
 from abliterated.proxy.routing import Place
 
 COUNTING_BYTES: Final = 100  # an answer's last words, which count its tokens, are no shorter
-TOKEN_ENDS: Final = frozenset({b"lse}\n\r\n", b"}]}\n\n\r\n", b'"}}\n\n\r\n'})  # and end otherwise than a token does
+TAIL_BYTES: Final = 4096  # and they are among these, its last
 SERIES_LIMIT: Final = 256  # names come from clients: beyond this many they are counted together
 FIRST_BYTE: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 WHOLE: Final = (0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -39,7 +39,7 @@ class Mark(msgspec.Struct, gc=False):
     tokens: int = 0  # as the answer's own last words count them; 0 where it doesn't say
 
     def read(self, data: bytes) -> None:
-        """A piece that may hold the answer's last words."""
+        """The answer's last words, or what came last of them."""
         if (b"_count" in data or b"_tokens" in data) and (found := _TOKENS.findall(data)):
             self.tokens = int(found[-1])
 

@@ -13,10 +13,11 @@ import asyncio
 from typing import Final, cast
 
 from abliterated.proxy import answers, headers, missing, policy
+from abliterated.proxy.bulk import LEAST, Bulk
 from abliterated.proxy.endings import hang_up, keep, salvage, write_eof
 from abliterated.proxy.framing import Bad, Body, Event, Head, RequestFramer
 from abliterated.proxy.gate import Gate
-from abliterated.proxy.marks import COUNTING_BYTES, TOKEN_ENDS, Mark
+from abliterated.proxy.marks import COUNTING_BYTES, TAIL_BYTES, Mark
 from abliterated.proxy.pair import ASKED, AWAITING, GATE, HIGH_WATER, LONG, READY, Pair
 from abliterated.proxy.responses import CHUNKED, LINE_OF, PLAIN, TOKEN_LIMIT, body_length, kind_of
 from abliterated.proxy.wiring import House
@@ -66,6 +67,31 @@ class Link(Pair):
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if framer.left > LEAST and framer.phase == framer.LENGTH:
+            self._receive_bulk(framer)
+
+    def _receive_bulk(self, framer: RequestFramer) -> None:
+        """What is left of a long body is nobody's but the upstream's."""
+        upstream = self._upstream
+        if upstream is not None and self._gate is None and self._framer is framer and not upstream.is_closing():
+            upstream.set_write_buffer_limits(high=0)
+            self.client.set_protocol(Bulk(self, framer.left))
+
+    def bulk_received(self, data: memoryview, left: int) -> None:
+        """A piece of a long body; its memory is used again once the upstream takes more."""
+        self.bytes_up += len(data)
+        framer, upstream = self._framer, self._upstream
+        if framer is None or self._answer or self._lingering:
+            if not left:
+                self.client.set_protocol(self)
+            return
+        if upstream is not None and not upstream.is_closing():
+            upstream.write(data)
+        framer.pass_over(len(data))
+        if not left:
+            if upstream is not None:
+                upstream.set_write_buffer_limits(high=HIGH_WATER)
+            self.client.set_protocol(self)
 
     def eof_received(self) -> bool:
         self._client_eof = True
@@ -208,8 +234,9 @@ class Link(Pair):
         if watcher.streaming:
             # In the middle of an answer, where every token passes.
             self.client.write(data)
-            if size > COUNTING_BYTES and watcher.mark is not None and data[-7:] not in TOKEN_ENDS:
-                watcher.mark.read(data)
+            if size > COUNTING_BYTES:
+                # Whether anybody wants to know or not: asking would cost more.
+                watcher.last = data if size <= TAIL_BYTES else data[-TAIL_BYTES:]
             if watcher.left == CHUNKED and size < TOKEN_LIMIT and data.startswith(LINE_OF[size]):
                 return  # one whole chunk
             if not watcher.go_on(data):
@@ -235,7 +262,7 @@ class Link(Pair):
                 mark.first = self._house.loop.time()
                 mark.status = int(data[9:12]) if data[9:12].isdigit() else 0
             if size > COUNTING_BYTES:
-                mark.read(data)
+                watcher.last = data[-TAIL_BYTES:]
             if mark.missing is not None and self._withhold(data, mark):
                 return
         self._deliver(data, data)

@@ -72,8 +72,8 @@ class ResponseWatcher:
     """Tell it of every request sent (`expect`) and every byte received (`feed`)."""
 
     __slots__ = (
-        "_held", "_kinds", "_later", "_parser", "blind", "finished", "left", "mark", "owed", "started", "streaming",
-        "switched",
+        "_held", "_kinds", "_later", "_parser", "blind", "finished", "last", "left", "mark", "owed", "started",
+        "streaming", "switched",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -85,6 +85,7 @@ class ResponseWatcher:
         self.streaming = False  # in the middle of an answer: `go_on` will do
         self.left = 0  # of its body; CHUNKED: a chunk may begin; 0: llhttp knows
         self.mark: Mark | None = None  # of the oldest of them
+        self.last = b""  # the answer's last piece that may count its tokens
         self.finished: list[Mark] | None = None  # whose answers are through
         self._later: list[Mark | None] | None = None  # of the others, where one of them has any
         self._parser: httptools.HttpResponseParser | None = None
@@ -121,7 +122,7 @@ class ResponseWatcher:
         if not self.started and self._kinds is None:
             end = data.find(b"\r\n\r\n", 0, REMEMBER_LIMIT)
             length = body_length(data[:end]) if end >= 0 else UNSURE
-            left = length - len(data) + end + 4
+            left = length - len(data) + end + 4 if end >= 0 else UNSURE
             if left == 0:
                 self._done()  # a whole short answer in one piece: the usual case
                 return
@@ -197,6 +198,9 @@ class ResponseWatcher:
         """No more will come; returns the marks of what was never answered whole."""
         self.streaming = False
         self._parser = None  # it holds our callbacks, and we hold it
+        if self.mark is not None:
+            self.mark.read(self.last)
+        self.last = b""
         left = [mark for mark in (self.mark, *(self._later or ())) if mark is not None]
         self._later = self.mark = None
         return left
@@ -227,8 +231,10 @@ class ResponseWatcher:
                 self._kinds = None
         self.started = False
         if self.mark is not None:
+            self.mark.read(self.last)
             self.finished = [self.mark] if self.finished is None else [*self.finished, self.mark]
             self.mark = None
+        self.last = b""
         if self._later is not None:
             self.mark = self._later.pop(0)
             self._later = self._later or None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -273,6 +276,27 @@ def test_a_choice_of_tools_is_kept_only_where_a_person_has_opted_for_it(lamp: Do
     with helped(url(lamp)) as (running, _), client(running) as http:
         http.post("/v1/chat/completions", json=body)
         assert lamp.bodies("/api/generate")[-1]["prompt"].endswith("assistant")
+
+
+def test_the_proxy_alone_is_told_so_by_a_flag(lamp: Double, tmp_path: Path) -> None:
+    lamp.says = ['{"city": "Paris"}}\n</tool_call>']
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "abliterated.cli", "proxy", "--listen", "127.0.0.1:0", "--upstream", url(lamp)]
+    with log.open("wb") as out:
+        alone = subprocess.Popen([*command, "--assist-more", "tool_choice"], stderr=out, stdin=subprocess.DEVNULL)
+    try:
+        until(lambda: "listening on" in log.read_text())
+        port = re.search(r"127\.0\.0\.1:(\d+)", log.read_text().partition("listening on")[2])
+        assert port is not None
+        named = {"type": "function", "function": {"name": "get_weather"}}
+        body = {"model": MODEL, "messages": HELLO, "tools": [TOOL], "tool_choice": named}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port[1]}", trust_env=False, timeout=60) as http:
+            # Once it has heard that such a model exists.
+            until(lambda: '"tool_calls"' in http.post("/v1/chat/completions", json=body).text)
+        assert lamp.bodies("/api/generate")[-1]["prompt"].endswith('"arguments": ')
+    finally:
+        alone.terminate()
+        alone.wait(60)
 
 
 def test_one_call_at_a_time_where_that_is_opted_for(lamp: Double) -> None:
