@@ -19,10 +19,15 @@ from abliterate.contract.messages import Progress, Result, Task
 from abliterate.contract.recipe import recipe_from_table
 from abliterated.pipeline.direction_files import write_direction
 from abliterated.pipeline.directions import direction
+from abliterated.pipeline.downhill import STAGES, NoWayDown
 from abliterated.pipeline.run import run
+from abliterated.pipeline.search import LAST
+from abliterated.pipeline.search_sampler import FIRST
 from pipeline.planted import REFUSAL, Planted, plant
 
 TRIALS = 18
+# So many that the last are those on the way downhill.
+DOWNHILL = FIRST + 1 + LAST
 # Killed at each (message, least done) in turn; one process forks them all, so that torch is imported once.
 PROGRAM = """
 import json, os, signal, sys
@@ -31,6 +36,8 @@ import msgspec
 import abliterated.pipeline.session, abliterated.pipeline.trials, transformers.models.llama.modeling_llama
 from abliterate.contract.messages import Task
 from abliterated.pipeline.run import run
+from abliterated.pipeline.search import LAST
+from abliterated.pipeline.search_sampler import FIRST
 
 task = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Task)
 for message, least in json.loads(sys.argv[2]):
@@ -95,15 +102,44 @@ def test_it_keeps_to_the_target_with_less_harm_than_the_recipes_own_strengths(tm
     assert report["edit"]["strengths"] != [[1.0, 1.0]] * 4 or chosen["number"] == 0
 
 
+def test_the_last_trials_go_downhill_from_the_best(tmp_path: Path) -> None:
+    result = go(asked := task(plant(tmp_path), search={"trials": DOWNHILL}))
+    assert (result.metrics["refusal_after"], result.metrics["harmless_exact"]) == (0.0, 1.0)
+    assert not any("downhill" in note for note in result.notes)
+    trials = told(asked)["search"]["trials"]
+    assert len(trials) == DOWNHILL
+    ways = [trial["parameters"].get("downhill") for trial in trials]
+    assert ways == [None] * (FIRST + 1) + ["stage"] * len(STAGES) + ["between"] * (LAST - len(STAGES))
+    stages = [trial for trial in trials if trial["parameters"].get("downhill") == "stage"]
+    assert stages[-1]["refusal"] <= stages[0]["refusal"], "under more pressure more is refused"
+    (chosen,) = [trial for trial in trials if trial["chosen"]]
+    assert chosen["parameters"]["prompts"] == 96
+    assert chosen["refusal"] <= 0.03
+
+
+def test_where_there_is_no_way_down_the_best_is_tried_weaker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_: Any) -> Any:
+        raise NoWayDown("its weights are read layer by layer")
+
+    monkeypatch.setattr("abliterated.pipeline.search.downhill", nowhere)
+    result = go(asked := task(plant(tmp_path), evaluate={"prompts": 0}, search={"trials": DOWNHILL}))
+    assert "strengths were not followed downhill: its weights are read layer by layer" in result.notes
+    trials = told(asked)["search"]["trials"]
+    assert len(trials) == DOWNHILL
+    assert not any("downhill" in trial["parameters"] for trial in trials)
+    assert [trial["parameters"]["prompts"] for trial in trials[-LAST:]] == [96] * LAST
+
+
 def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    asked = task(plant(tmp_path), evaluate={"prompts": 0, "tokens": 8})
+    asked = task(plant(tmp_path), evaluate={"prompts": 0, "tokens": 8}, search={"trials": DOWNHILL})
     elsewhere = tmp_path / "elsewhere"
     whole = msgspec.structs.replace(asked, work=str(elsewhere / "work"), output=str(elsewhere / "out"))
     wanted = go(whole)
     (tmp_path / "task.json").write_bytes(msgspec.json.encode(asked))
     kills = [
-        ("search: trying strengths, 17 of 18", 200),
-        ("search: trying strengths, 18 of 18", 0),
+        (f"search: trying strengths, {FIRST + 1} of {DOWNHILL}", 200),
+        ("search: going downhill", 40),
+        (f"search: trying strengths, {DOWNHILL} of {DOWNHILL}", 0),
         ("search: asking what was written", 0),
     ]
     done = subprocess.run(
