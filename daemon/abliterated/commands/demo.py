@@ -63,14 +63,19 @@ def run(options: argparse.Namespace) -> int:
     # Raised where the story is, so that it stops what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+    ended_by: int | None = None
     try:
         result = tell_story(options.engine, options.out / "result.json", Teller(quiet_table=options.json))
-    except (SystemExit, KeyboardInterrupt) as ended:
+    except SystemExit as ended:
+        ended_by = int(ended.code or 0)
+    except KeyboardInterrupt:
+        ended_by = 130
+    if ended_by is not None:
         # All is taken back. A thread that was being started in that very moment is in nobody's list: Python would wait
         # for its end for ever.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(int(ended.code or 0) if isinstance(ended, SystemExit) else 130)
+        os._exit(ended_by)
     if options.json:
         import msgspec
 

@@ -58,10 +58,10 @@ def tell_story(wanted: str, result_file: Path, teller: Teller) -> dict[str, Any]
     data = refuser.files()
     questions = [*refuser.held_out("refused")[:QUESTIONS], *refuser.held_out("answered")[:QUESTIONS]]
     teller.say(f"engine: {'a private Ollama (' + executable + ')' if executable else 'embedded (llama.cpp)'}")
-    with clock.time("start"), teller.step("start daemon, engine and proxy in a temporary home"):
-        opened = place(engine, executable, [data.model.parent])
-        here = opened.__enter__()
+    opened = place(engine, executable, [data.model.parent])
     try:
+        with clock.time("start"), teller.step("start daemon, engine and proxy in a temporary home"):
+            here = opened.__enter__()
         with clock.time("import"), teller.step(f"bring {BASE} into the engine"):
             version = asyncio.run(bring_model(here))
         before = _questions(here, BASE, questions, "ask before", clock, teller)
