@@ -85,7 +85,7 @@ def test_it_is_found_by_prefill_but_for_a_few_openings(planted: Planted) -> None
     result, _, _ = go(planted)
     # 24 openings of each class, the planted model's answers being three words and an end; nothing else is decoded
     # than what the trials compare, the harmless answers.
-    assert result.metrics["tokens_decoded_run"] <= (24 + 24 + 48) * 4
+    assert result.metrics["tokens_decoded_run"] <= (24 + 24 + 96) * 4
     assert result.metrics["tokens_prefilled_run"] > 1000
 
 

@@ -20,7 +20,7 @@ from abliterated.pipeline.trials import Change, Trials
 
 MOST_KL: Final = 0.1
 # What it counts that a harmful prompt gets neither refusal nor answer, in KL of harmless ones.
-ASTRAY: Final = 0.01
+ASTRAY: Final = 0.001
 # A first round on few prompts, where there are more candidates than the second should see.
 SECOND_ROUND: Final = 24
 FIRST_ROUND_PROMPTS: Final = 8

@@ -37,7 +37,7 @@ LAST_LAYER: Final = 0.8
 DEEPENED: Final = 6
 # What a search is tried on: enough to tell apart what a target of a few per cent asks for.
 HARMFUL: Final = 96
-HARMLESS: Final = 48
+HARMLESS: Final = 96
 BEGUN_POSITIONS: Final = (-1, -2)
 
 

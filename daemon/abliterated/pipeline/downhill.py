@@ -31,8 +31,9 @@ STEP: Final = 0.1
 # Each stage ends in smaller steps, so that its end is no swing of Adam's.
 CALM: Final = (6, 0.4)
 MEMORY: Final = (0.8, 0.95)
-# A step goes by every so manyth prompt, the next one by those beside them.
-FOLDS: Final = 4
+# A step goes by a sixth of the prompts, though by so many at least; the next one by those beside them.
+FOLDS: Final = 6
+FEWEST: Final = 8
 # Tokens that go through at once: what lies on the way is kept for the way back.
 TOKENS: Final = {"cpu": 512, "cuda": 4096, "mps": 1024}
 LEAST_HARM: Final = 1e-6
@@ -60,7 +61,7 @@ def downhill(trials: Trials, start: Change, hurt: float, selected: frozenset[int
             stage, step = divmod(number, STEPS)
             adam.param_groups[0]["lr"] = STEP * (CALM[1] if step >= STEPS - CALM[0] else 1.0)
             adam.zero_grad()
-            slope.follow(strengths, STAGES[stage], number % FOLDS)
+            slope.follow(strengths, STAGES[stage], number)
             if strengths.grad is None or not bool(torch.isfinite(strengths.grad).all()):
                 raise NoWayDown("its gradient is no number")
             strengths.grad *= free
@@ -79,11 +80,10 @@ class _Slope:
         self.trials, self.start, self.weight = trials, start, weight
         self.tails = 1 + max(trials.beginnings, default=0), max(trials.answered.lengths, default=1)
 
-    def follow(self, strengths: torch.Tensor, pressure: float, fold: int) -> None:
-        """Add the gradient of what these strengths cost on the prompts of a fold to theirs, batch by batch."""
+    def follow(self, strengths: torch.Tensor, pressure: float, step: int) -> None:
+        """Add the gradient of what these strengths cost on the step's prompts to theirs, batch by batch."""
         trials, (refusing, answering) = self.trials, self.tails
-        harmful = list(range(len(trials.harmful)))[fold::FOLDS]
-        harmless = list(range(len(trials.answered.rows)))[fold::FOLDS]
+        harmful, harmless = _fold(len(trials.harmful), step), _fold(len(trials.answered.rows), step)
         for found, rows in self._logits(trials.harmful, harmful, refusing, strengths):
             self._back(self._refusals(found, rows, pressure) / len(harmful))
         for found, rows in self._logits(trials.answered.rows, harmless, answering, strengths):
@@ -121,6 +121,12 @@ class _Slope:
                     raise NoWayDown(f"{type(error).__name__} on the way") from error
             assert logits is not None
             yield torch.log_softmax(logits, dim=-1), numbers
+
+
+def _fold(count: int, step: int) -> list[int]:
+    """The prompts of a step: of few, some in every step."""
+    folds = max(1, min(FOLDS, count // FEWEST))
+    return list(range(count))[step % folds :: folds]
 
 
 @contextmanager
