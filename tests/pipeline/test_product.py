@@ -199,9 +199,8 @@ def test_what_can_not_come_out_is_said_at_once(
     model = whole if kind == "folder" else plant(tmp_path)
     if tables.get("run") == {"from_checkpoint": "SELF"}:
         tables = {**tables, "run": {"from_checkpoint": str(model.path)}}
-    asked = task(model, Path(converter) if converter else None, **tables)
     with pytest.raises(error, match=said):
-        go(asked)
+        go(task(model, Path(converter) if converter else None, **tables))
     assert listed(tmp_path / "out") == []
 
 

@@ -313,6 +313,7 @@ def from_input(vectors: torch.Tensor, scaled: torch.Tensor) -> Any:
 
 def _without(stream: torch.Tensor, vectors: torch.Tensor, scaled: torch.Tensor) -> torch.Tensor:
     """The stream less λ times its share along each row's directions, worked out in float32."""
+    vectors, scaled = vectors.to(stream.device), scaled.to(stream.device)  # a layer's own, where there are several
     wide = stream.float().reshape(len(vectors), -1, stream.shape[-1])
     share = torch.einsum("bth,bkh->btk", wide, vectors)
     return (wide - torch.einsum("btk,bkh->bth", share, scaled)).reshape(stream.shape).to(stream.dtype)
