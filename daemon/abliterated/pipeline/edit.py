@@ -28,7 +28,7 @@ Each: TypeAlias = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[A
 # nothing but rounding noise is left there to scale.
 NOTHING_LEFT: Final = 1e-5
 
-BLOCK: Final = 1 << 18  # numbers handled at a time: fewer, and Python costs more than the arithmetic
+BLOCK: Final = 1 << 20  # numbers handled at a time: fewer, and Python costs more than the arithmetic
 MOST_ROWS: Final = 256
 
 
