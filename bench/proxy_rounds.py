@@ -24,6 +24,7 @@ AGAINST_NGINX: tuple[Bar, ...] = (
     ("memory_kb_per_stream", "proxy", "nginx", 0.25, "<="),
     ("upload_mb_per_second", "proxy", "nginx", 1.5, ">="),
 )
+STREAMS, RATE = 64, 100  # tokens a second each
 LIMITS = (("disconnect_p99_ms", 5.0), ("upload_growth_mb", 2.0))
 
 
@@ -52,7 +53,7 @@ def one_round(
         "cpu_us_per_request": per_request,
     }
     if number < (2 if quick else 8):
-        new["cpu_us_per_token"] = runner.run(loads.streams(port, pid, 64, 100, 150))
+        new["cpu_us_per_token"] = runner.run(loads.streams(port, pid, STREAMS, RATE, 150))
     if number < (2 if quick else 4):
         used = loads.cpu(pid)
         new["upload_mb_per_second"], _ = loads.upload(port, pid, (1 if quick else 4) << 29)

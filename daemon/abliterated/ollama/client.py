@@ -36,6 +36,7 @@ from abliterated.ollama.version import Version, read_version
 
 Report = Callable[[str, int, int], None]  # what is done, bytes done, bytes in all (0: unknown)
 CHUNK = 1 << 18  # the daemon's loop relays tokens between two pieces of an upload
+HASHED = 1 << 22  # between two pieces a thread that hashes wants the interpreter, and the loop waits for it
 LONGEST_WORD = 2000  # of an engine, in an error
 QUICK = aiohttp.ClientTimeout(total=60, connect=5)  # questions that need no model loaded
 PATIENT = aiohttp.ClientTimeout(total=None, connect=5, sock_read=None)  # loading, creating, copying
@@ -55,7 +56,7 @@ class EngineFailed(EngineUnavailable):
 
 def hash_file(path: Path, report: Report | None = None) -> str:
     """`sha256:…` of a file, read in pieces. Blocking: call it in a thread. Raises DiskError."""
-    digest, done, buffer = hashlib.sha256(), 0, bytearray(CHUNK)
+    digest, done, buffer = hashlib.sha256(), 0, bytearray(HASHED)
     try:
         with path.open("rb", buffering=0) as file:
             total = path.stat().st_size
