@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,10 +26,10 @@ from typing import cast
 
 import tomli_w
 
-from abliterate.api import Daemon
+from abliterate.api import Daemon, Stream
 from abliterate.contract.errors import AbliteratedError
 from abliterate.contract.ids import new_id
-from abliterate.contract.messages import Result
+from abliterate.contract.messages import JobView, Result
 from abliterate.contract.paths import Home
 from abliterate.contract.recipe import Recipe
 from abliterated import refuser
@@ -164,7 +165,9 @@ class Registering:
 
     @property
     def busy(self) -> float:
-        return float(self._seen.get("busy", 0))
+        seen, now = self._seen, time.monotonic()
+        passed = float(seen["busy"]) + (now - float(seen["since"]) if seen["since"] else 0)
+        return passed / (now - float(seen["begun"]))
 
 
 @contextlib.contextmanager
@@ -200,23 +203,32 @@ def _keep_registering(state: Path, product: Path, engine: int, told: Path) -> No
     control.set_paused(True)  # what is to be run waits; what was run is handed over
     journal = Journal(home.journal)
     digest = hash_file(product).removeprefix("sha256:")
-    begun, busy, number = time.monotonic(), 0.0, 0
-    while True:
+    begun, busy = time.monotonic(), 0.0
+    for number in itertools.count():
         name = f"made:{number}"
         job = _finished_job(journal, home, product, digest, name)
         started = time.monotonic()
-        control.set_paused(True)  # it looks again
-        while (view := control.job(job)).state == "registering":
-            now = time.monotonic()
-            _tell(told, {"begun": 1, "ended": number, "busy": (busy + now - started) / (now - begun)})
-            time.sleep(0.1)
+        with control.events() as stream:  # as who follows a job does
+            control.set_paused(True)  # it looks again
+            _tell(told, {"begun": begun, "ended": number, "busy": busy, "since": started})
+            view = _ended(control.job(job), stream)
         busy += time.monotonic() - started
         if view.state != "succeeded":
             _tell(told, {"error": f"{view.state}: {view.explanation}"})
             return
-        number += 1
+        _tell(told, {"begun": begun, "ended": number + 1, "busy": busy, "since": 0})
         with contextlib.suppress(AbliteratedError):
             _forget(engine, name)
+
+
+def _ended(view: JobView, stream: Stream) -> JobView:
+    """The job as it is once it is no longer being registered."""
+    events = stream.events()
+    while view.state == "registering":
+        event = next(events)
+        if event.job is not None and event.job.id == view.id:
+            view = event.job
+    return view
 
 
 def _finished_job(journal: Journal, home: Home, product: Path, digest: str, name: str) -> str:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from abliterate.contract.errors import ModelError
+from abliterate.contract.errors import Cancelled, ModelError
 from abliterate.contract.messages import Progress, Result, Task
 from abliterate.contract.recipe import recipe_from_table
 from abliterated.pipeline.direction_files import write_direction
@@ -118,11 +118,18 @@ def test_the_last_trials_go_downhill_from_the_best(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_way_down_the_best_is_tried_weaker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[None] = []
+
     def nowhere(*_: Any) -> Any:
+        looked.append(None)
         raise NoWayDown("its weights are read layer by layer")
 
     monkeypatch.setattr("abliterated.pipeline.search.downhill", nowhere)
-    result = go(asked := task(plant(tmp_path), evaluate={"prompts": 0}, search={"trials": DOWNHILL}))
+    asked = task(plant(tmp_path), evaluate={"prompts": 0}, search={"trials": DOWNHILL})
+    with pytest.raises(Cancelled):
+        run(asked, lambda _: None, lambda: bool(looked))
+    result = go(asked)
+    assert len(looked) == 1, "what was learnt before it was cut short is known after"
     assert "strengths were not followed downhill: its weights are read layer by layer" in result.notes
     trials = told(asked)["search"]["trials"]
     assert len(trials) == DOWNHILL

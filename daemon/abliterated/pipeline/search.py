@@ -212,11 +212,13 @@ class Search:
         if rows is None:
             try:
                 found = downhill(self.trials, best.change, harm(best.kl, best.astray), self.selected, STRONGEST)
+                rows = [tuple(stage.flatten().tolist()) for stage in found]
             except NoWayDown as error:
-                self.notes.append(f"strengths were not followed downhill: {error}")
-                found = []
-            rows = [tuple(stage.flatten().tolist()) for stage in found]
+                rows = [(str(error),)]
             self.journal.keep(asked, rows)
+        if rows and isinstance(rows[0][0], str):
+            self.notes.append(f"strengths were not followed downhill: {rows[0][0]}")
+            return []
         return [np.array(row).reshape(self.layers, 2) for row in rows]
 
     def _points(self, points: Sequence[Point | None], count: int, rounds: Sequence[int] = ROUNDS) -> None:

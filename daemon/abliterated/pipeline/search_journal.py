@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-Row = tuple[float, ...]
+Row = tuple[Any, ...]  # plain values
 
 
 class Journal:
