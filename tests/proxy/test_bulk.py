@@ -28,18 +28,11 @@ from proxy.script import (
     play,
     proxy,
     until,
-    upstream,
 )
 
 BODY = random.Random(1).randbytes(bulk.LEAST * 3 + 12_345)
 UPLOAD = post(b"/api/blobs/sha256:00", BODY)
 CREATED = answer(b"", status=b"201 Created")
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedUpstream]:
-    with upstream() as scripted:
-        yield scripted
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])

@@ -27,16 +27,9 @@ from proxy.script import (
     play,
     proxy,
     until,
-    upstream,
 )
 
 SENT = post(b"/api/chat", CHAT)
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedUpstream]:
-    with upstream() as scripted:
-        yield scripted
 
 
 def within(running: Running, call: Callable[[], Any]) -> Any:

@@ -29,18 +29,11 @@ from proxy.script import (
     play,
     proxy,
     until,
-    upstream,
 )
 from proxy.test_refusals import MALFORMED, status_of
 from strangers import within
 
 EVERYTHING = Steering(aliases=(("a", "b"),), observe=True)
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedUpstream]:
-    with upstream() as scripted:
-        yield scripted
 
 
 def still_serves(server: ScriptedUpstream, running: Running) -> None:

@@ -27,17 +27,10 @@ from proxy.script import (
     converse,
     play,
     proxy,
-    upstream,
 )
 from strangers import crowding
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedUpstream]:
-    with upstream() as scripted:
-        yield scripted
 
 
 @pytest.fixture

@@ -23,16 +23,9 @@ from proxy.script import (
     play,
     proxy,
     until,
-    upstream,
 )
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedUpstream]:
-    with upstream() as scripted:
-        yield scripted
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,14 +30,7 @@ from proxy.script import (
     converse,
     play,
     proxy,
-    upstream,
 )
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedUpstream]:
-    with upstream() as scripted:
-        yield scripted
 
 
 def test_addresses_are_read_as_people_write_them() -> None:

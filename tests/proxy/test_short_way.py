@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import example, given
@@ -15,7 +14,7 @@ from abliterated.proxy.headers import HostGuard
 from abliterated.proxy.responses import PLAIN, ResponseWatcher
 from abliterated.proxy.server import Steering
 from proxy.corpus import CHAT, GET, NDJSON, SSE, VERSION, answer, chunk, post, request
-from proxy.script import DEADLINE, Heard, Read, ReadAll, ScriptedUpstream, Send, converse, proxy, until, upstream
+from proxy.script import DEADLINE, Heard, Read, ReadAll, ScriptedUpstream, Send, converse, proxy, until
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 ANSWERS = {
@@ -36,12 +35,6 @@ ANSWERS = {
     "an old server": b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok",
     "a long head": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 3000 + b"\r\nContent-Length: 2\r\n\r\nok",
 }
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedUpstream]:
-    with upstream() as scripted:
-        yield scripted
 
 
 def take(connection: socket.socket, count: int) -> bytes:
