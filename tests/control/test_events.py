@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from abliterate.contract.messages import JobView
 from abliterated.control import metrics
 from abliterated.control.events import BACKLOG, Events, frame
+from abliterated.proxy.marks import Tally
 
 
 def view(job: str = "a", done: float = 0) -> JobView:
@@ -46,4 +49,13 @@ def test_metrics_count_every_state() -> None:
     page = metrics.text(states=["queued", "queued", "failed"], uptime=1.5, resident=10, proxy={"requests": 3.0})
     assert 'abliterated_jobs{state="queued"} 2' in page
     assert 'abliterated_jobs{state="held"} 0' in page
-    assert "abliterated_proxy_requests 3" in page
+    assert "abliterated_proxy_all_requests_total 3" in page
+
+
+def test_a_counter_is_named_as_scrapers_expect_and_no_two_families_are_one_to_them() -> None:
+    page = metrics.text(states=[], uptime=1.5, resident=10, proxy=dict.fromkeys(metrics.OF_THE_PROXY, 1.0))
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", page + Tally().text(), re.M))
+    assert "untyped" not in kinds.values()
+    for name, kind in kinds.items():
+        assert name.endswith("_total") == (kind == "counter"), name
+    assert len({name.removesuffix("_total") for name in kinds}) == len(kinds)

@@ -41,7 +41,7 @@ def test_figures_by_route_and_model_are_on_the_control_socket_and_nowhere_else(t
             model = "b:1" if alias else "a"
             wanted = f'abliterated_proxy_requests_total{{route="/api/chat",model="{model}",status="200"}} 1'
             until(lambda: wanted in control(house, "/metrics"))
-            assert "abliterated_proxy_accepted 2" in control(house, "/metrics")
+            assert "abliterated_proxy_accepted_total 2" in control(house, "/metrics")
             assert "does not serve" not in (tmp_path / "daemon.log").read_text()
         finally:
             house.stop()

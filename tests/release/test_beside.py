@@ -36,7 +36,7 @@ def test_the_dashboard_names_only_metrics_there_are_and_each_of_them() -> None:
         assert family in kinds, name
         assert (family != name) == (kinds[family] == "histogram"), f"{name} is a {kinds[family]}"
     shown = {name.removesuffix("_bucket") for name in named}
-    assert set(kinds) - shown <= {"abliterated_proxy_accepted", "abliterated_proxy_requests"}
+    assert set(kinds) - shown <= {"abliterated_proxy_accepted_total", "abliterated_proxy_all_requests_total"}
     assert {status for text in asked for status in re.findall(r'state=~?"([^"]+)"', text)}
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]]
     assert len(set(places)) == len(places)

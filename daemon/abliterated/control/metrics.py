@@ -8,15 +8,15 @@ from typing import Final
 
 from abliterate.contract.states import STATES, State
 
-# The proxy's own counters: their kind, and what they count.
-_PROXY: Final = {
-    "accepted": ("counter", "Connections accepted since the start."),
-    "connections": ("gauge", "Connections open now."),
-    "requests": ("counter", "Requests since the start, of whatever kind."),
-    "in_flight": ("gauge", "Requests not yet answered to their end."),
-    "bytes_up": ("counter", "Bytes passed on to the engine."),
-    "bytes_down": ("counter", "Bytes passed back to clients."),
-    "upstream_errors": ("counter", "Times the engine could not be reached, or broke off."),
+# The proxy's own figures: the family's name, its kind, and what it tells.
+OF_THE_PROXY: Final = {
+    "accepted": ("accepted_total", "counter", "Connections accepted since the start."),
+    "connections": ("connections", "gauge", "Connections open now."),
+    "requests": ("all_requests_total", "counter", "Requests since the start, of whatever kind."),
+    "in_flight": ("in_flight", "gauge", "Requests not yet answered to their end."),
+    "bytes_up": ("bytes_up_total", "counter", "Bytes passed on to the engine."),
+    "bytes_down": ("bytes_down_total", "counter", "Bytes passed back to clients."),
+    "upstream_errors": ("upstream_errors_total", "counter", "Times the engine could not be reached, or broke off."),
 }
 
 
@@ -35,7 +35,7 @@ def text(*, states: Iterable[State], uptime: float, resident: int, proxy: Mappin
         f"abliterated_resident_bytes {resident}",
     ]
     for name, value in proxy.items():
-        kind, about = _PROXY.get(name, ("untyped", ""))
-        full = f"abliterated_proxy_{name}"
+        family, kind, about = OF_THE_PROXY.get(name, (name, "untyped", ""))
+        full = f"abliterated_proxy_{family}"
         lines += [*([f"# HELP {full} {about}"] if about else []), f"# TYPE {full} {kind}", f"{full} {value:.16g}"]
     return "\n".join(lines) + "\n" + more
