@@ -8,17 +8,16 @@ daemons or registration; Ollama is asked only where a model is given by a name i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from abliterate.contract.errors import DiskError, RecipeError
-from abliterate.contract.messages import Progress, Result, Task
+from abliterate.contract.errors import RecipeError
+from abliterate.contract.messages import Progress, Result
 from abliterate.contract.recipe import Recipe, parse_recipe, recipe_from_table
-from abliterated.commands.foreground import converter, model_reference
-from abliterated.commands.work import absolute_paths, resolve, work_folder
+from abliterated.once import Tell, absolute_paths, converter_for, plain_recipe, resolve, run_once
 
 if TYPE_CHECKING:
     from abliterated.pipeline.directions import RefusalDirection
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from abliterated.pipeline.talking import Talker
 
 Prompts: TypeAlias = str | Path | Sequence[str | Path]
-Tell: TypeAlias = Callable[[Progress], None]
 Layer: TypeAlias = int | float
 
 
@@ -275,16 +273,7 @@ def save_direction(direction: RefusalDirection, path: str | Path) -> Path:
 
 
 def _recipe(model: str | Path, device: str, dtype: str, **tables: Any) -> Recipe:
-    """As the foreground verbs have it: nothing searched, evaluated or registered unless it is asked for."""
-    table = {
-        "model": model_reference(str(model)),
-        "search": {"trials": 0},
-        "evaluate": {"prompts": 0},
-        "run": {"device": device, "dtype": dtype},
-        **tables,
-    }
-    table["export"] = {"register": False, **tables.get("export", {})}
-    return absolute_paths(recipe_from_table(table, "arguments"), Path.cwd())
+    return plain_recipe(str(model), device, dtype, tables, "arguments")
 
 
 def _sources(given: Prompts) -> str | list[str]:
@@ -296,24 +285,9 @@ def _nobody(_: Progress) -> None:
 
 
 def _run(recipe: Recipe, out: Path, progress: Tell | None) -> Result:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"{out}: can't be made ({error.strerror})", remedy="Give another folder") from error
-    source, digest = resolve(recipe)
-    from abliterated.pipeline.run import run
-
-    with work_folder(out.resolve(), recipe) as work:
-        task = Task(
-            recipe=recipe,
-            base=recipe.model,
-            base_digest=digest,
-            source=source,
-            work=str(work),
-            output=str(out.resolve()),
-            converter=converter(recipe, None, ""),
-        )
-        return run(task, progress or _nobody, lambda: False)
+    told = nullcontext(progress or _nobody)
+    with run_once(recipe, out, told, converter=converter_for(recipe)) as (result, _):
+        return result
 
 
 def _source(recipe: Recipe) -> Source:

@@ -15,7 +15,7 @@ from abliterate.contract.errors import DiskError
 from abliterate.contract.recipe import parse_recipe
 from abliterated import refuser, run_recipe
 from abliterated.cli import main
-from abliterated.commands.work import absolute_paths, recipe_digest
+from abliterated.once import absolute_paths, recipe_digest
 
 MODEL = str(refuser.files().model)
 

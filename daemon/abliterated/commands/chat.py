@@ -18,7 +18,7 @@ from abliterate.contract.errors import RecipeError
 from abliterate.contract.messages import Progress
 from abliterate.render import clean
 from abliterated.commands.foreground import MODEL_HELP, common, recipe_of
-from abliterated.commands.work import resolve
+from abliterated.once import resolve
 
 if TYPE_CHECKING:
     from abliterated.pipeline.talking import Talker

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 from pathlib import Path
 
 from abliterate.contract.errors import ConflictError, RecipeError
 from abliterate.contract.names import name_from_stem
-from abliterated.commands.foreground import MODEL_HELP, common, make_folder, model_reference, ran, recipe_of
-from abliterated.commands.work import Bar, resolve
+from abliterated.commands.foreground import MODEL_HELP, common, ran, recipe_of
+from abliterated.commands.work import Bar, stop_on_signals
+from abliterated.once import make_folder, model_reference, resolve
 
 HELP = "write a model or an edited folder as one GGUF file, in the types asked for"
 EXAMPLES = """\
@@ -80,9 +79,7 @@ def _copied(options: argparse.Namespace, reference: str, target: Path) -> None:
     """A GGUF: put together, requantised, or both."""
     recipe = recipe_of(options, name="export", export={"quantize": options.quantize})
     source, _ = resolve(recipe)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    cancelled = stop_on_signals()
     make_folder(target.parent)
     from abliterated.pipeline.convert import stamp
     from abliterated.pipeline.gguf_file import read_gguf
@@ -94,8 +91,8 @@ def _copied(options: argparse.Namespace, reference: str, target: Path) -> None:
 
     found, mix = open_source(Path(source)), known_mix(options.quantize)
     whole = target.with_name(f".{target.name}.whole")
-    with Bar(quiet=options.quiet) as bar:
-        watch = Watch(bar.tell, stop.is_set)
+    with Bar(quiet=options.quiet) as tell:
+        watch = Watch(tell, cancelled)
         try:
             with watch.stage("edit"):
 
@@ -103,10 +100,10 @@ def _copied(options: argparse.Namespace, reference: str, target: Path) -> None:
                     watch.step(done, total, "bytes", "writing the GGUF")
 
                 if len(found.parts) > 1:
-                    merge(read_model(found.path), whole if mix else target, progress=step, cancelled=stop.is_set)
+                    merge(read_model(found.path), whole if mix else target, progress=step, cancelled=cancelled)
                 if mix or len(found.parts) == 1:
                     path = whole if len(found.parts) > 1 else found.path
                     kept = {key: value for key, value in read_gguf(path).values.items() if key.startswith(PREFIX)}
-                    stamp(path, target, kept, quantize=options.quantize, progress=step, cancelled=stop.is_set)
+                    stamp(path, target, kept, quantize=options.quantize, progress=step, cancelled=cancelled)
         finally:
             whole.unlink(missing_ok=True)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from abliterate.contract.config import load_config, local_path
-from abliterate.contract.errors import AlreadyRunning, DiskError, ModelError, RecipeError
-from abliterate.contract.messages import Progress, Result, Task
-from abliterate.contract.recipe import Recipe, parse_recipe, recipe_digest, target_name
+from abliterate.contract.errors import RecipeError
+from abliterate.contract.messages import Progress, Result
+from abliterate.contract.recipe import parse_recipe, target_name
 from abliterate.contract.report import PAGE_FILE
+from abliterated.once import Tell, absolute_paths, run_once
 
 HELP = "run one recipe in the foreground, without daemon or engine"
 EXAMPLES = """\
@@ -51,114 +50,28 @@ def run(options: argparse.Namespace) -> int:
     if recipe.matrix:
         raise RecipeError("matrix: this version runs one recipe at a time", remedy="Run it once for each combination")
     target_name(recipe)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"{options.out}: can't be made ({error.strerror})", remedy="Give another --out") from error
     config = load_config(options.config)
     converter = config.tools.converter
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    source, digest = resolve(recipe)
-    with work_folder(options.out.resolve(), recipe) as work:
-        task = Task(
-            recipe=recipe,
-            base=recipe.model,
-            base_digest=digest,
-            source=source,
-            work=str(work),
-            output=str(options.out.resolve()),
-            remote_code=config.trust.remote_code,
-            converter=str(local_path(converter)) if converter else "",
-        )
-        from abliterated.pipeline.run import run as run_pipeline
-
-        with Bar(quiet=options.quiet) as bar:
-            result = run_pipeline(task, bar.tell, stop.is_set)
+    with run_once(
+        recipe,
+        options.out,
+        Bar(quiet=options.quiet),
+        stop_on_signals(),
+        converter=str(local_path(converter)) if converter else "",
+        remote_code=config.trust.remote_code,
+        called="--out",
+    ) as (result, _):
+        pass
     print_result(result, options)
     return SHORT_OF_TARGET if result.short_of_target else 0
 
 
-@contextlib.contextmanager
-def work_folder(out: Path, recipe: Recipe) -> Iterator[Path]:
-    """Where the stages lie: hidden beside the product, on the same filesystem, gone when the run ends.
-
-    A run that was killed leaves it, and the next of the same recipe goes on there. One run a folder at a time.
-    """
-    import fcntl
-
-    folder = out / f".work-{recipe_digest(recipe)[:16]}"
-    held = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunning(
-                f"{out}: another run works there now", remedy="Wait for it, or give another --out"
-            ) from None
-        for other in out.glob(".work-*"):
-            if other != folder:  # of a run that was killed, and that nobody goes on with
-                shutil.rmtree(other, ignore_errors=True)
-        try:
-            folder.mkdir(exist_ok=True, mode=0o750)
-        except OSError as error:
-            raise DiskError(f"{folder}: can't be made ({error.strerror})", remedy="Give another --out") from error
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(held)
-
-
-def resolve(recipe: Recipe) -> tuple[str, str]:
-    """Path and digest of the base. An `ollama:` name is asked of the Ollama at $OLLAMA_HOST."""
-    if recipe.model.startswith("hf:"):
-        return "", ""
-    if not recipe.model.startswith("ollama:"):
-        if not Path(recipe.model).exists():
-            raise ModelError(f"{recipe.model}: no such file or folder", remedy="Check `model` in the recipe")
-        return recipe.model, ""
-    import asyncio
-
-    from abliterated.ollama.client import OllamaClient
-    from abliterated.ollama.locate import resolve_base
-
-    host = os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434"
-
-    async def ask() -> tuple[str, str]:
-        async with OllamaClient(host if "://" in host else f"http://{host}") as client:
-            base = await resolve_base(client, recipe.model.removeprefix("ollama:"))
-            return str(base.blob_path), base.digest
-
-    return asyncio.run(ask())
-
-
-def absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with every path absolute, read from `folder`."""
-    import msgspec
-
-    def whole(value: str) -> str:
-        named = value in ("", "builtin") or value.startswith(("hf:", "ollama:"))
-        return value if named else str(folder / local_path(value))
-
-    def each(value: str | list[str]) -> str | list[str]:
-        return whole(value) if isinstance(value, str) else [whole(one) for one in value]
-
-    prompts = msgspec.structs.replace(
-        recipe.prompts,
-        harmful=each(recipe.prompts.harmful),
-        harmless=each(recipe.prompts.harmless),
-        atoms=each(recipe.prompts.atoms),
-    )
-    return msgspec.structs.replace(
-        recipe,
-        model=whole(recipe.model),
-        prompts=prompts,
-        direction=msgspec.structs.replace(recipe.direction, file=whole(recipe.direction.file)),
-        run=msgspec.structs.replace(recipe.run, from_checkpoint=whole(recipe.run.from_checkpoint)),
-    )
+def stop_on_signals() -> Callable[[], bool]:
+    """Whether Ctrl-C or SIGTERM has come since."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop.is_set
 
 
 def print_result(result: Result, options: argparse.Namespace) -> None:
@@ -194,7 +107,7 @@ class Bar:
         self._progress: object = None
         self._task: int | None = None
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Tell:
         if not self._quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -210,7 +123,7 @@ class Bar:
             )
             self._progress, self._live = drawn, drawn
             drawn.__enter__()
-        return self
+        return self.tell
 
     def __exit__(self, *failure: object) -> None:
         if self._live is not None:
