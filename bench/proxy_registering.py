@@ -2,8 +2,8 @@
 engine: beside nginx, which stands before the same upstream at the same time.
 
 The machine's processors are shared by all: what a registration takes of them is taken from both. CPU is that of the
-thread the proxy runs in, less what it takes for the registration (and to say how far that is) while nothing streams.
-Does not know how a registration is kept going (`proxy_daemon`).
+thread the proxy runs in, with what that does for the registration. Does not know how a registration is kept going
+(`proxy_daemon`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from bench import proxy_daemon as serving
 from bench import proxy_loads as loads
 from bench import proxy_servers as servers
 from bench.proxy_bars import Row
-from bench.proxy_rounds import AGAINST_NGINX, LIMITS, RATE, STREAMS, Paths, Rows, medians, memory, one_round, ratios
+from bench.proxy_rounds import AGAINST_NGINX, LIMITS, Paths, Rows, medians, memory, one_round, ratios
 from bench.registration import make_product
 
 SIZE = 2_000_000_000
@@ -47,27 +46,16 @@ def measure(quick: bool) -> tuple[list[Row], dict[str, Any]]:
         rows: Rows = {name: {} for name in paths}
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             jobs.wait()
-            resting = _resting(paths["proxy"][1], 2 if quick else 8)
             memory(runner, paths, rows)
             rows["proxy"]["upload_growth_mb"] = [loads.upload(*paths["proxy"], (1 if quick else 4) << 29)[1]]
             for number in range(6 if quick else 16):
                 for name in list(paths)[:: -1 if number % 2 else 1]:
                     one_round(runner, *paths[name], rows[name], upstream, quick, number)
         ended, busy = jobs.ended, jobs.busy
-    tokens = rows["proxy"]["cpu_us_per_token"]
-    rows["proxy"]["cpu_us_per_token_and_registering"] = tokens
-    rows["proxy"]["cpu_us_per_token"] = [used - resting * 1e6 / (STREAMS * RATE) for used in tokens]
     found: dict[str, Any] = medians(rows)
     found["ratios"] = ratios(rows, AGAINST_NGINX)
-    found["registering"] = {"ended": ended, "cpu_without_load": resting, "share_of_time": round(busy, 3)}
+    found["registering"] = {"ended": ended, "share_of_time": round(busy, 3)}
     return rows_of(found), found
-
-
-def _resting(pid: int | None, seconds: float) -> float:
-    """CPU that registering alone takes, in seconds a second."""
-    before = loads.cpu(pid)
-    time.sleep(seconds)
-    return (loads.cpu(pid) - before) / seconds
 
 
 def rows_of(found: dict[str, Any]) -> list[Row]:
