@@ -47,6 +47,11 @@ VERBS: Final[dict[str, str]] = {
     "completions": "print the completions for a shell",
 }
 
+# Those of the other command, which a person may ask here.
+DAEMON_VERBS: Final = frozenset(
+    "serve work direction apply export evaluate proxy engine demo install uninstall".split()
+)
+
 _DESCRIPTION: Final = "Queue recipes with the abliterated daemon, and follow them to a model in Ollama."
 _EPILOG: Final = """\
 start here:
@@ -111,7 +116,8 @@ class VerbParser(argparse.ArgumentParser):
         remedy = f"See: {self.prog} --help"
         if wrong := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
             message, near = f"no verb {wrong.group(1)!r}", _near(wrong.group(1), VERBS)
-            remedy = f"Did you mean `abliterate {near}`?" if near else remedy
+            meant = f"abliterated {wrong.group(1)}" if wrong.group(1) in DAEMON_VERBS else near and f"abliterate {near}"
+            remedy = f"Did you mean `{meant}`?" if meant else remedy
         _complain(message, remedy)
         raise SystemExit(2)
 

@@ -26,6 +26,9 @@ _COLOURS: Final = {
 }
 _HEADINGS: Final = ("ID", "NAME", "MODEL → TARGET", "STATE", "REASON", "%", "ETA", "AGE")
 _FLEXIBLE: Final = (2, 4, 1)  # what gives way in a narrow terminal
+_LEAST: Final = 12  # and how far
+_DISPENSABLE: Final = (1, 7, 6, 5)  # what goes where that is not enough: the target tells the name, `status ID` all
+_GONE: Final = -2  # the width of a column that isn't drawn: the gap before it goes too
 
 
 def clean(text: str) -> str:
@@ -102,7 +105,7 @@ def job_table(jobs: Sequence[JobView], *, now: float | None = None, width: int =
         for row, name in zip(rows, ("TARGET", *(clean(job.target) for job in jobs)), strict=True):
             row[2] = name
         widths[2] = max(cell_width(row[2]) for row in rows)
-    widths = fit(widths, width)
+    widths = fit(_without_dispensable(widths, rows, width), width)
     lines = []
     for number, row in enumerate(rows):
         cells = [_pad(cell, widths[column], right=column >= 5) for column, cell in enumerate(row)]
@@ -111,16 +114,30 @@ def job_table(jobs: Sequence[JobView], *, now: float | None = None, width: int =
             at = range(len(cells)) if number == 0 else (3,)
             for column in at:
                 cells[column] = f"\x1b[{paint}m{cells[column]}\x1b[0m" if paint else cells[column]
-        lines.append("  ".join(cells).rstrip())
+        lines.append("  ".join(cell for column, cell in enumerate(cells) if widths[column] != _GONE).rstrip())
     return "\n".join(lines)
 
 
+def _without_dispensable(widths: list[int], rows: Sequence[Sequence[str]], total: int) -> list[int]:
+    """Take columns out as long as the row would not fit into `total` cells at its narrowest: the empty ones first."""
+    left = list(widths)
+
+    def narrowest() -> int:
+        least = (min(wide, _LEAST) if column in _FLEXIBLE else wide for column, wide in enumerate(left))
+        return sum(least) + 2 * (len(left) - 1)
+
+    for column in sorted(_DISPENSABLE, key=lambda column: any(row[column] for row in rows[1:])):
+        if total and narrowest() > total:
+            left[column] = _GONE
+    return left
+
+
 def fit(widths: list[int], total: int) -> list[int]:
-    """Shrink the flexible columns, the widest first, until the row fits into `total` cells; none below twelve."""
+    """Shrink the flexible columns, the widest first, until the row fits into `total` cells; none below _LEAST."""
     excess = sum(widths) + 2 * (len(widths) - 1) - total if total else 0
     for _ in range(excess):
         widest = max(_FLEXIBLE, key=widths.__getitem__)
-        if widths[widest] <= 12:
+        if widths[widest] <= _LEAST:
             break
         widths[widest] -= 1
     return widths

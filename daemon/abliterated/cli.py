@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from abliterate.contract.errors import AbliteratedError, DiskError
 from abliterated import __version__
@@ -28,6 +30,11 @@ VERBS = (
     "install",
     "uninstall",
 )
+# Those of the other command, which a person may ask here.
+CLIENT_VERBS = frozenset(
+    "submit status logs report wait cancel hold release retry models pause resume drain clean new check compare ui"
+    " import-config download-lists completions".split()
+)
 # Those that read a model in this very process.
 READING = frozenset({"work", "direction", "apply", "export", "evaluate", "chat"})
 DESCRIPTION = """\
@@ -43,9 +50,25 @@ start here:
 `abliterated VERB --help` explains a verb, with examples."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake on the command line as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        remedy = f"See: {self.prog} --help"
+        if wrong := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
+            import difflib
+
+            message = f"no verb {wrong[1]!r}"
+            near = [f"abliterated {verb}" for verb in difflib.get_close_matches(wrong[1], VERBS, n=1)]
+            meant = [f"abliterate {wrong[1]}"] if wrong[1] in CLIENT_VERBS else near
+            remedy = f"Did you mean `{meant[0]}`?" if meant else remedy
+        sys.stderr.write(f"abliterated: {message}\n  → {remedy}\n")
+        raise SystemExit(2)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="abliterated",
         description=DESCRIPTION,
         epilog=FIRST_STEPS,

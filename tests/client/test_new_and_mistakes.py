@@ -131,6 +131,7 @@ def test_what_contradicts_itself_is_named_beside_what_is_misspelt_and_all_in_ord
     ("args", "words"),
     [
         (["stauts"], ["no verb 'stauts'", "Did you mean `abliterate status`?"]),
+        (["install", "--user"], ["no verb 'install'", "Did you mean `abliterated install`?"]),
         (["submit", "x", "--wach"], ["no option --wach", "Did you mean --watch?"]),
         (["submit", "x", "--zzz=1"], ["no option --zzz", "abliterate submit --help"]),
         (["status", "a", "b"], ["too much: b", "abliterate status --help"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from abliterate.contract.messages import Failure, JobView, Result
 from abliterate.contract.states import STATES
 from abliterate.live import Pace, closing_line, plain_line
 from abliterate.render import (
+    cell_width,
     clean,
     colours,
     duration,
@@ -134,6 +136,19 @@ def test_in_a_narrow_terminal_what_is_made_is_told_and_not_of_what() -> None:
 def test_in_a_narrow_terminal_the_reason_keeps_its_share() -> None:
     job = make_job(reason="window", explanation="waits until 01:00", model="ollama:llama3.3:70b-instruct-q4_K_M")
     assert "window: waits until 01:00" in job_table([job], now=1.0, width=100)
+
+
+@pytest.mark.parametrize("width", [52, 60, 66, 72, 80])
+def test_in_a_terminal_of_few_columns_no_row_is_broken_and_the_state_stays(width: int) -> None:
+    words = {"label": "a-recipe-of-mine.gguf", "submitted": 1.0}
+    runs = make_job(0, state="registering", stage="register", done=1.0, total=1.0, remaining=3e5, **words)
+    waits = make_job(1, reason="window", explanation="waits until 01:00", **words)
+    for jobs in ([waits], [runs, waits]):
+        for colour in (False, True):
+            table = job_table(jobs, now=9e6, width=width, colour=colour)
+            assert all(cell_width(re.sub(r"\x1b\[\d+m", "", row)) <= width for row in table.split("\n"))
+            assert "qwen3-ablit" in table and "queued" in table and "window: wai" in table
+    assert "104d" in job_table([waits], now=9e6, width=60)  # what is empty goes before what tells something
 
 
 def test_percent_only_where_something_runs() -> None:

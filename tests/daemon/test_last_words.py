@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from abliterate import cli as client_cli
 from abliterate.contract.errors import DiskError
 from abliterate.contract.recipe import parse_recipe
 from abliterated import refuser, run_recipe
-from abliterated.cli import main
+from abliterated.cli import CLIENT_VERBS, VERBS, main
 from abliterated.once import absolute_paths, recipe_digest
 
 MODEL = str(refuser.files().model)
@@ -142,3 +143,29 @@ def test_the_librarys_folder_that_can_not_be(here: Path) -> None:
     with pytest.raises(DiskError) as caught:
         run_recipe({"model": MODEL}, here / "file" / "below")
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("sevre", "no verb 'sevre'\n  → Did you mean `abliterated serve`?"),
+        ("submit qwen3:8b", "no verb 'submit'\n  → Did you mean `abliterate submit`?"),
+        ("nothing-like-it", "no verb 'nothing-like-it'\n  → See: abliterated --help"),
+        ("direction", "\n  → See: abliterated direction --help"),
+        ("demo --engine both", "\n  → See: abliterated demo --help"),
+        ("serve --nothing", "unrecognized arguments: --nothing\n  → See: abliterated --help"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_said_as_any_other(
+    line: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (2, "")
+    assert told.err.startswith("abliterated: ") and words in told.err and told.err.count("\n") == 2
+
+
+def test_each_command_knows_the_other_s_verbs() -> None:
+    assert set(VERBS) - set(client_cli.VERBS) == client_cli.DAEMON_VERBS
+    assert set(client_cli.VERBS) - set(VERBS) == CLIENT_VERBS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import plistlib
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -233,6 +234,20 @@ def test_a_real_file_is_written_whole_and_a_drop_in_s_empty_folder_goes_with_it(
         carry_out([Write(path, "x\n", "drop-in"), Run(("false",), "fails")], ThisMachine(), said.append)
     assert not path.parent.exists()
     assert "taking back what was done" in said
+
+
+def test_a_command_that_fails_is_named_with_what_to_do() -> None:
+    for argv, words in (
+        (("no-such-program", "x"), "There is no no-such-program here.*abliterated serve"),
+        (("false",), r"Run it by hand until it succeeds \(tell it\), then this again"),
+    ):
+        with pytest.raises(InstallError) as failed:
+            carry_out([Run(argv, "tell it")], ThisMachine(), lambda _: None)
+        assert failed.value.message.startswith(" ".join(argv))
+        assert re.search(words, failed.value.remedy)
+    with pytest.raises(InstallError, match=r"runuser.*/models") as failed:
+        do(SYSTEM, Rehearsal(fails="runuser"))
+    assert "Let the group ollama read it" in failed.value.remedy
 
 
 @pytest.mark.parametrize("verb", ["install", "uninstall"])

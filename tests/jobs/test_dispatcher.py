@@ -22,10 +22,12 @@ from abliterate.contract.states import TERMINAL
 from abliterated.jobs.dispatcher import Dispatcher
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
+from abliterated.jobs.runner import Worker
 from abliterated.pipeline.direction_files import write_direction
 from abliterated.pipeline.directions import direction
 from pipeline.folders import planted_folder
 from pipeline.planted import HIDDEN, REFUSAL
+from strangers import gone
 
 # Needs neither tokenizer nor forward pass; the file is missing, so the run fails as a recipe's error does.
 RECIPE = Recipe(
@@ -213,13 +215,23 @@ async def test_a_daemon_that_died_left_a_worker_and_the_next_ends_it(house: Hous
     job_id = await house.add()
     await house.until(job_id, at_the_lock)
     pid = await house.pid(job_id)
-    orphaned = House.make(house)
-    await orphaned._recover()
+    worker = house.dispatcher._running[job_id].worker
+    assert isinstance(worker, Worker)
+    alive = os.dup(worker.alive)  # or the worker would go with its daemon
+    assert house.task is not None
+    died = [house.task, *house.dispatcher._tasks.values()]
+    for task in died:
+        task.cancel()
+    await asyncio.wait(died)  # a dead daemon hears of nothing
+    house.task = None
+    assert not gone(pid)
+    await house.make()._recover()
+    os.close(alive)
     view = await house.until(job_id, lambda one: one.state == "queued" and one.reason == "interrupted")
     assert view.attempts == 0
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    house.task = None
+    await asyncio.wait_for(worker.process.wait(), 60)
 
 
 async def test_an_engine_that_is_away_keeps_the_job_queued_and_costs_no_attempt(house: House) -> None:

@@ -119,3 +119,25 @@ def test_a_changed_recipe_or_base_is_edited_anew(tmp_path: Path) -> None:
     assert edits(export={"quantize": "Q8_0"})
     model.path.write_bytes(model.path.read_bytes() + bytes(32))
     assert edits(export={"quantize": "Q8_0"})
+
+
+def test_a_folder_written_over_in_place_is_measured_anew(tmp_path: Path) -> None:
+    """As by `cp` over a file that is there: the folder's own time stays what it was."""
+    model = planted_folder(tmp_path)
+    seen: list[str] = []
+
+    def measures() -> bool:
+        seen.clear()
+        run(task(model, direction=QUICK, evaluate={"prompts": 0}), lambda one: seen.append(one.stage), lambda: False)
+        return "direction" in seen
+
+    assert measures()
+    assert not measures()
+    weights = model.path / "model.safetensors"
+    changed = model.path.stat().st_mtime_ns
+    with weights.open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\0\0")
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1_000_000_000))
+    assert model.path.stat().st_mtime_ns == changed
+    assert measures()

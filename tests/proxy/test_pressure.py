@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from abliterated.proxy.wiring import Timing
 from proxy.corpus import GET, NDJSON, VERSION, answer, request
 from proxy.script import (
     DEADLINE,
@@ -27,6 +29,7 @@ from proxy.script import (
     converse,
     play,
     proxy,
+    until,
 )
 from strangers import crowding
 
@@ -185,6 +188,35 @@ def play_until(connection: socket.socket, count: int) -> None:
     connection.settimeout(DEADLINE)
     while count > 0:
         count -= len(connection.recv(count))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the kernel does not tell")
+def test_a_client_that_closed_its_half_and_then_left_is_let_go_though_the_upstream_is_silent(
+    server: ScriptedUpstream,
+) -> None:
+    heard, done = threading.Event(), threading.Event()
+
+    def silent(connection: socket.socket) -> Heard:
+        connection.settimeout(DEADLINE)
+        while connection.recv(65536):
+            pass
+        heard.set()
+        done.wait(DEADLINE)
+        connection.close()
+        return Heard()
+
+    server.scripts.put(silent)
+    with proxy(server.url, timing=Timing(look_seconds=0.05)) as running:
+        connection = running.connect()
+        connection.sendall(GET)
+        connection.shutdown(socket.SHUT_WR)
+        assert heard.wait(DEADLINE) and running.proxy.links
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        connection.close()
+        try:
+            until(lambda: not running.proxy.links)
+        finally:
+            done.set()
 
 
 def test_the_client_hears_a_reset_as_a_reset(server: ScriptedUpstream, relay: Running) -> None:

@@ -120,5 +120,7 @@ def test_nodelay_is_set_towards_both_sides(server: ScriptedUpstream, relay: Runn
             for transport in (link.client, link._upstream):
                 assert transport is not None
                 seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            # A client that vanishes without a word is noticed, as Ollama itself would.
+            seen.append(link.client.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
     assert server.heard.get(timeout=60)
     assert seen and all(seen)

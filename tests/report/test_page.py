@@ -97,6 +97,14 @@ def test_a_rich_report_shows_everything_the_run_measured() -> None:
     assert text.index("Harmful prompts refused") < text.index("Trials of the search")
 
 
+def test_tokens_are_counted_once() -> None:
+    """What the run counted is everything, the evaluation's tokens among it."""
+    found = msgspec.structs.replace(rich(), evaluation={"tokens_decoded": 7_692.0, "tokens_decoded_run": 12_303.0})
+    assert found.search is not None
+    found = msgspec.structs.replace(found, search=msgspec.structs.replace(found.search, tokens_decoded=12_303))
+    assert "<dd>12,303</dd>" in page(found)
+
+
 def test_the_least_report_is_a_page_too() -> None:
     tree = parsed(page(least()))
     assert not any(name == "figure" for name, _ in tree.tags)

@@ -18,6 +18,8 @@ from abliterate.contract.errors import AbliteratedError
 from abliterated.files import write_whole
 from abliterated.install.plan import IfFailed, Remove, Run, Say, Step, Wait, Write
 
+NOT_FOUND = 127  # as a shell says it
+
 
 class InstallError(AbliteratedError):
     """A step failed; what had been done was taken back."""
@@ -57,7 +59,7 @@ class ThisMachine:
         try:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
         except FileNotFoundError:
-            return 127, f"{argv[0]}: not found"
+            return NOT_FOUND, f"{argv[0]}: not found"
         except subprocess.TimeoutExpired:
             return 124, "took too long"
         return done.returncode, (done.stderr or done.stdout).strip()
@@ -127,7 +129,8 @@ def _do(step: Step, machine: Machine, say: Callable[[str], None], undo: list[Cal
                 undo.append(lambda: _quietly(machine, back))
             code, told = machine.run(argv)
             if code and not may_fail:
-                raise InstallError(f"{' '.join(argv)}: {told.splitlines()[-1] if told else f'exit {code}'}", remedy=why)
+                line = told.splitlines()[-1] if told else f"exit {code}"
+                raise InstallError(f"{' '.join(argv)}: {line}", remedy=step.remedy or _next(argv, code, why))
         case Wait(port, answers, why, remedy, seconds):
             say(f"wait  until {why}")
             left = seconds
@@ -137,6 +140,13 @@ def _do(step: Step, machine: Machine, say: Callable[[str], None], undo: list[Cal
                 machine.sleep(0.5)
                 left -= 0.5
     return False
+
+
+def _next(argv: Sequence[str], code: int, why: str) -> str:
+    """What to do about a command that failed."""
+    if code == NOT_FOUND:
+        return f"There is no {argv[0]} here, and a service needs it; `abliterated serve` in a terminal does without"
+    return f"Run it by hand until it succeeds ({why}), then this again: what was done before it was taken back"
 
 
 def _quietly(machine: Machine, argv: Sequence[str]) -> None:

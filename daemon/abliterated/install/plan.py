@@ -40,6 +40,7 @@ class Run:
     unless: tuple[str, ...] = ()
     may_fail: bool = False
     if_changed: bool = False  # only where a file of the plan changed
+    remedy: str = ""  # where running it by hand tells nothing more
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def _system(facts: Facts) -> list[Step]:
             Run(
                 ("runuser", "-u", "abliterated", "--", "test", "-r", facts.store, "-a", "-x", facts.store),
                 f"check that it can read {facts.store}",
+                remedy=f"Let the group {facts.ollama_user} read it (chmod g+rX, the folders above it too), then again",
             )
         )
     steps += [Write(folder / name, text, "unit") for name, text in _unit_texts(facts).items()]

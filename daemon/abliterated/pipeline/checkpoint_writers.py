@@ -39,8 +39,10 @@ _NORMS: Final = re.compile(
 )
 _BLOCK: Final = re.compile(r"(?P<stack>.*?)\b(?:layers|h|blocks|block)\.(?P<layer>\d+)\.(?P<part>.+)")
 _BESIDE: Final = re.compile(
-    r"(^|\.)(vision\w*|visual|audio\w*|image\w*|multi_modal_projector|mm_projector|embed_vision|embed_audio|mtp|speech\w*)\."
+    r"(^|\.)(vision\w*|visual|audio\w*|image\w*|multi_modal_projector|mm_projector|embed_vision|embed_audio|mtp\w*|speech\w*)\."
 )
+# What a layer behind the last reads with, which guesses a token further on (DeepSeek-V3, GLM-4.5) and is not run here.
+_GUESSING: Final = re.compile(r"embed_tokens|[eh]norm|eh_proj|shared_head\..+")
 # Read or written once, outside the blocks.
 _OUTSIDE: Final = re.compile(
     r"(.*\.)?(embed_tokens|wte|wpe|word_embeddings|embed_in|embed_out|lm_head|embed_positions|embeddings|tok_embeddings"
@@ -55,6 +57,11 @@ _REFUSED: Final = {
     # x ← γ ⊙ x/‖x‖ mixes the direction in anew from all the others: v·(γ ⊙ x) ≠ 0 though v·x = 0.
     "minimax": "its norms act on the stream itself, so no edit of its writers keeps the direction out",
     "rwkv": "a gate acts behind its channel mixing, so no edit of its writers keeps the direction out",
+}
+# Switches that let a family's norms act on the stream.
+_NORMED_STREAM: Final = {
+    ("opt", "do_layer_norm_before"): False,
+    ("bloom", "apply_residual_connection_post_layernorm"): True,
 }
 _ENCODERS: Final = re.compile(r".*bert.*|.*t5.*|bart|clip|whisper|electra")
 _CONV1D: Final = ("gpt2",)  # matrices stored (in, out)
@@ -86,6 +93,10 @@ def checkpoint_census(
     family = str(inner.get("model_type", outer))
     if reason := _REFUSED.get(family) or ("it is no causal decoder" if _ENCODERS.fullmatch(family) else ""):
         raise ModelError(f"{family} can't be edited: {reason}", remedy="Choose another model")
+    for (normed, switch), value in _NORMED_STREAM.items():
+        if family == normed and inner.get(switch, not value) is value:
+            told = f"{family} can't be edited with {switch} = {str(value).lower()}: {_REFUSED['minimax']}"
+            raise ModelError(told, remedy="Choose another model")
     identities = int(inner.get("zero_expert_num") or 0) if family.startswith("longcat") else 0
     if identities and not allow_partial:
         raise ModelError(
@@ -105,12 +116,17 @@ def checkpoint_census(
         stem, _, suffix = name.rpartition(".")
         if block is None:
             if embeddings and _EMBEDDINGS.fullmatch(stem) and suffix == "weight" and len(shape) == 2:
-                writers.append(Writer(name, "embedding", -1, turned=True))
+                gain, bias = f"{stem}_layernorm.weight", f"{stem}_layernorm.bias"  # BLOOM's stand behind it
+                behind = (gain,) if gain in shapes else ()
+                writers.append(Writer(name, "embedding", -1, behind, bias in shapes, turned=True))
+                writers += [Writer(bias, "embedding", -1, bias=True)] if bias in shapes else []
             elif not _OUTSIDE.fullmatch(stem) and len(shape) >= 2 and width in shape:
                 unknown.append(name)
             continue
         layer, part = int(block["layer"]), block["part"]
-        role, turned, bias = _role(part, shape, width, family)
+        if layer >= layers and _GUESSING.fullmatch(part.rpartition(".")[0]):
+            continue
+        role, turned, is_bias = _role(part, shape, width, family)
         if role == "unknown":
             unknown.append(name)
         elif role != "reader":
@@ -118,7 +134,13 @@ def checkpoint_census(
             gains = _gains(before, part, role, shapes)
             centred = any(gain.removesuffix("weight") + "bias" in shapes for gain in gains)
             place = min(layer, layers - 1)
-            writers.append(Writer(name, role, place, gains, centred, turned, bias, corrected=post_norm))
+            writers.append(Writer(name, role, place, gains, centred, turned, is_bias, corrected=post_norm))
+    how = config.get("quantization_config") or inner.get("quantization_config")
+    if unknown and isinstance(how, Mapping) and not allow_partial:
+        raise ModelError(
+            f"{family} is quantised ({how.get('quant_method')}): {unknown[0]} {shapes[unknown[0]]} can't be edited so",
+            remedy="Take the model's BF16 or F16 weights, or its GGUF",
+        )
     _complete(family, writers, unknown, shapes, layers, allow_partial)
     return Checkpoint(Census(tuple(writers), tuple(unknown)), width, layers, 1.0 if family in _FROM_ONE else 0.0)
 
@@ -139,6 +161,8 @@ def _role(
         # Fused experts are parameters, not modules: experts.down_proj, experts.down_proj_bias.
         stem, suffix = (part.removesuffix("_bias"), "bias") if part.endswith("_bias") else (part, "weight")
     kind: Kind | None = "attention" if _ATTENTION.fullmatch(stem) else "mlp" if _MLP.fullmatch(stem) else None
+    if suffix == "bias" and len(shape) == 4 and shape[:2] == (1, 1):
+        return "reader", False, False  # a causal mask that old checkpoints keep (GPT-2, Pythia)
     if kind is not None and suffix == "bias":
         return (kind if shape[-1] == width else "unknown"), False, True
     if kind is not None and len(shape) >= 2:

@@ -18,7 +18,7 @@ from abliterated.pipeline.asking import fewer_asked
 from abliterated.pipeline.evaluate import Answers, Asked, ask
 from abliterated.pipeline.evaluation import Verdicts, by_wording, closeness, rates, suite_figures
 from abliterated.pipeline.judge import judge_or_wording
-from abliterated.pipeline.loading import load
+from abliterated.pipeline.loading import Loaded, load
 from abliterated.pipeline.prompts import PromptSets
 from abliterated.pipeline.provenance import COVERAGE, RESIDUAL
 from abliterated.pipeline.refusals import normalise
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from abliterated.pipeline.served import Served
 
 FIRST_TOKENS: Final = 20  # the most an Ollama tells
+OTHER_TOKENS: Final = "no KL: the two models cut text into other tokens, so that nothing can be compared token by token"
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,13 @@ def evaluate_model(
     notes: tuple[str, ...] = ()
     with watch.stage("evaluate"):
         if subject.source is not None:
-            answers = _from_files(subject.source, questions, watch, original.answers if original else None)
+            answers, notes = _from_files(subject.source, questions, watch, original.answers if original else None)
         else:
             answers, first = _through_api(subject, questions, watch)
         verdicts = _verdicts(answers, questions.markers)
         if questions.judge:
-            verdicts, notes = _judged(questions.judge, questions.asked, answers, watch)
+            verdicts, more = _judged(questions.judge, questions.asked, answers, watch)
+            notes += more
     figures = _figures(subject, questions.asked, answers, verdicts)
     figures["seconds"] = watch.seconds["evaluate"]
     few = fewer_asked(questions.asked, questions.evaluate.prompts, "the sets hold no more")
@@ -108,7 +110,7 @@ def against(one: Evaluated, original: Evaluated) -> tuple[dict[str, float], list
                 f"KL over {FIRST_TOKENS} likeliest first tokens alone: the engine's API tells no more. "
                 "Give files to have it over whole answers"
             )
-        else:
+        elif OTHER_TOKENS not in one.notes:
             notes.append("no KL: the engine tells no log probabilities of both; give files to have it")
     return {name: round(value, 7) for name, value in figures.items()}, notes
 
@@ -119,14 +121,30 @@ def suites(questions: Questions, one: Evaluated, original: Evaluated | None) -> 
     return suite_figures(questions.asked.suites, before, one.answers if original else None)
 
 
-def _from_files(source: Source, questions: Questions, watch: Watch, original: Answers | None) -> Answers:
+def _from_files(
+    source: Source, questions: Questions, watch: Watch, original: Answers | None
+) -> tuple[Answers, tuple[str, ...]]:
     loaded = load(source, questions.run, watch)
     rendering = renderer(loaded.tokenizer, source.context, questions.system)
+    notes: tuple[str, ...] = ()
+    if original and original.expected and not _same_tokens(loaded, original):
+        original, notes = None, (OTHER_TOKENS,)
     try:
-        return ask(loaded, rendering, questions.asked, questions.evaluate, watch, source.name, original)
+        return ask(loaded, rendering, questions.asked, questions.evaluate, watch, source.name, original), notes
     finally:
         del loaded, rendering
         gc.collect()
+
+
+def _same_tokens(loaded: Loaded, original: Answers) -> bool:
+    """Whether what the original answered, token by token, says the same in this model's tokens."""
+    assert original.expected is not None
+    begun = original.expected.answers
+    if max((max(answer, default=0) for answer in begun), default=0) >= loaded.model.config.get_text_config().vocab_size:
+        return False
+    read = [loaded.tokenizer.decode(answer, skip_special_tokens=True).rstrip("\ufffd") for answer in begun]
+    alike = sum(whole.startswith(text) for whole, text in zip(original.harmless, read, strict=True))
+    return 2 * alike > len(begun)  # a tokenizer that tidies up may do so otherwise where an answer is cut
 
 
 def _through_api(

@@ -117,15 +117,20 @@ def check_editable(task: Task, source: Source) -> None:
     if source.kind == "safetensors":
         from abliterated.pipeline.checkpoint_writers import checkpoint_census
         from abliterated.pipeline.safetensors_file import read_config, read_shards
+        from abliterated.pipeline.streamed_edit import make_plan
 
-        shapes = {tensor.name: tensor.shape for shard in read_shards(source.path) for tensor in shard.tensors}
-        checkpoint_census(
+        stored = {tensor.name: tensor for shard in read_shards(source.path) for tensor in shard.tensors}
+        found = checkpoint_census(
             read_config(source.path),
-            shapes,
+            {name: tensor.shape for name, tensor in stored.items()},
             embeddings=recipe.edit.embeddings,
             post_norm=recipe.edit.post_norm,
             allow_partial=recipe.export.allow_partial,
         )
+        any_direction = direction(np.eye(1, found.width)[0], origin={})
+        plan = make_plan(source.name, found.width, found.layers, found.census, any_direction, recipe.edit)
+        for name in plan.chosen():
+            stored[name].tensor()
         # With a converter: the edited folder, what it writes, and the same with our keys.
         need_space(work / target_name(recipe).model, source.size * (3 if how == "convert" else 1))
         return

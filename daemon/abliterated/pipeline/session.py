@@ -22,6 +22,7 @@ from abliterate.contract.messages import Task
 from abliterate.contract.report import LayerSeparation
 from abliterated.pipeline.direction_files import read_direction, write_direction
 from abliterated.pipeline.directions import RefusalDirection
+from abliterated.pipeline.kept import fingerprint
 from abliterated.pipeline.prompts import PromptSets
 from abliterated.pipeline.source import Source, open_source
 from abliterated.pipeline.watch import Watch
@@ -179,8 +180,10 @@ class Session:
     def _inputs(self, stage: str, *more: Any) -> str:
         """sha256 (hex) of everything the stage's outcome depends on."""
         recipe = self.task.recipe
-        status = self.source.path.stat()
-        base = self.task.base_digest or f"{self.source.size} {status.st_mtime_ns}"
+        # Of a folder every file counts, templates too: its own time stays where one of them is written over.
+        path = self.source.path
+        files = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else self.source.parts
+        base = self.task.base_digest or str([fingerprint(one) for one in files])
         content = hashlib.sha256(f"{stage} {__version__} {base} {self.prompts.digest()}\n".encode())
         parts = [recipe.run] + ([recipe.evaluate] if stage == "baseline" else [recipe.direction, recipe.edit.invert])
         for part in [*parts, *more]:

@@ -119,6 +119,8 @@ def gguf_census(
                 # An embedding is a column of the stream: (tokens, width), turned.
                 gains, centred = _between(["token_embd_norm"], shapes)
                 writers.append(Writer(name, "embedding", -1, gains, centred, turned=True))
+                bias = "token_embd_norm.bias"
+                writers += [Writer(bias, "embedding", -1, bias=True)] if stem == "token_embd" and bias in shapes else []
             elif not _outside(stem, shape, width):
                 unknown.append(name)
             continue

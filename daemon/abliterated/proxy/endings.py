@@ -13,6 +13,7 @@ import struct
 from typing import Final
 
 _RESET: Final = struct.pack("ii", 1, 0)
+_CLOSED: Final = 7  # the kernel's TCP_CLOSE
 
 
 def write_eof(transport: asyncio.Transport) -> None:
@@ -34,6 +35,16 @@ def hang_up(transport: asyncio.Transport, *, reset: bool) -> None:
         with contextlib.suppress(OSError):
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     transport.close()
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Of a side that has closed its half, and is read no more: is the connection gone by now? Linux alone can tell."""
+    handle = transport.get_extra_info("socket")
+    if handle is None or handle.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
+        return False
+    with contextlib.suppress(OSError):
+        return bool(handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSED)
+    return True
 
 
 def keep(transport: asyncio.Transport) -> int:

@@ -208,7 +208,8 @@ class Gate:
     async def _assist(self, place: Place) -> None:
         content = b"".join(self._wire if self._content is None else self._content)
         upstream = self._house.upstream_names[place.upstream]
-        asked = Asked(self._head, content, self._look.route.name, place.name, upstream)
+        head = msgspec.structs.replace(self._head, raw=self._raw)  # with the Host the upstream is to hear
+        asked = Asked(head, content, self._look.route.name, place.name, upstream)
         assistant = self._house.assistant
         assert assistant is not None
         try:

@@ -218,6 +218,16 @@ def unlink(made: dict[str, int]) -> None:
                 Path(path).unlink()
 
 
+def keep_alive(listener: socket.socket) -> None:
+    """Who is accepted here and vanishes without a word is noticed, as soon as Ollama would."""
+    if listener.family == socket.AF_UNIX:
+        return
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 9)):
+        if hasattr(socket, option):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
 def bound_address(listener: socket.socket) -> Address:
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from abliterated.proxy import answers, policy
-from abliterated.proxy.endings import hang_up, write_eof
+from abliterated.proxy.endings import hang_up, has_left, write_eof
 from abliterated.proxy.framing import Head, RequestFramer
 from abliterated.proxy.responses import ResponseWatcher
 from abliterated.proxy.wiring import Deaf, House, Upstream
@@ -144,6 +144,16 @@ class Pair(asyncio.Protocol):
             waits = True
         if self._client_eof and self._upstream is not None and not self._answer and not waits:
             write_eof(self._upstream)
+
+    def _look_after_the_client(self) -> None:
+        """It said its last word and is read no more, so nothing would tell that it left; an engine may be silent for
+        ever. (Ollama is, where it was left before it had begun.)"""
+        if self._timer is not None:
+            self._timer.cancel()
+        if has_left(self.client):
+            self.client.abort()
+        else:
+            self._timer = self._house.loop.call_later(self._house.timing.look_seconds, self._look_after_the_client)
 
     # endings
 

@@ -104,6 +104,7 @@ class Link(Pair):
             self._close_both()
             return False
         self._pass_eof()
+        self._look_after_the_client()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:

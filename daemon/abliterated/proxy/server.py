@@ -154,6 +154,7 @@ class Proxy:
             self.change(guard=guard)
         for listener in self._sockets:
             listener.setblocking(False)
+            addresses.keep_alive(listener)
             if listener.family == socket.AF_UNIX:
                 server = await self.loop.create_unix_server(self._link, sock=listener, backlog=4096)
             else:

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """The only clocks there are: for a head that never ends, and for a client that still talks after our last word."""
+    """The only clocks there are: for a head that never ends, and for a client that still talks after our last word.
+
+    `look_seconds`: so often is asked whether a client that has closed its half has left altogether.
+    """
 
     head_seconds: float = 60.0
     linger_seconds: float = 2.0
+    look_seconds: float = 30.0
 
 
 class House(Protocol):

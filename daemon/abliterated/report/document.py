@@ -208,7 +208,9 @@ def _cost(report: Report) -> Markup:
         facts.append(("Written", figures.size(report.product.bytes)))
     if report.base.bytes:
         facts.append(("Base", figures.size(report.base.bytes)))
-    if decoded := report.evaluation.get("tokens_decoded", 0) + (report.search.tokens_decoded if report.search else 0):
+    # The run's count holds the evaluation's, and a run that went on where another was killed counts its own alone.
+    counts = (report.evaluation.get(name, 0) for name in ("tokens_decoded", "tokens_decoded_run"))
+    if decoded := max(*counts, report.search.tokens_decoded if report.search else 0):
         facts.append(("Tokens decoded", f"{decoded:,.0f}"))
     total = sum(report.seconds.values())
     cards = _card("Time", charts.seconds_by_stage(report.seconds), f"{charts.clock(total)} in all.")

@@ -54,6 +54,7 @@ class Double:
     gone: threading.Event = field(default_factory=threading.Event)
     endless: bool = False
     breaks: bool = False  # after what it says, instead of an end
+    shuts: bool = False  # as its guard does to a page from elsewhere: whatever is asked
     port: int = 0
 
     def bodies(self, path: str) -> list[dict[str, Any]]:
@@ -74,7 +75,9 @@ def _handler(double: Double) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             double.asked.append((self.path, body, dict(self.headers.items())))
-            if self.path == "/api/show":
+            if double.shuts:
+                self._whole(403, {})
+            elif self.path == "/api/show":
                 self._whole(200, {"modelfile": f"FROM {double.gguf}\n", "capabilities": double.capabilities,
                                   "template": "", "system": double.system})  # fmt: skip
             elif double.status != 200:
@@ -146,10 +149,10 @@ def engine(folder: Path, **fields: Any) -> Iterator[Double]:
 @contextlib.contextmanager
 def helped(
     url: str, *, help: Help = "needed", more: frozenset[More] = frozenset(), renderer: Renderer | None = None,
-    patterns: tuple[str, ...] = ("*-abliterated",),
+    patterns: tuple[str, ...] = ("*-abliterated",), **arguments: Any,
 ) -> Iterator[tuple[Running, Assist]]:  # fmt: skip
     """A proxy before `url` that helps."""
-    with proxy(url, steering=Steering(patterns=patterns, observe=True)) as running:
+    with proxy(url, steering=Steering(patterns=patterns, observe=True), **arguments) as running:
         assist = Assist(help=help, more=more, renderer=renderer)
         running.proxy.assistant, running.proxy.wanted = assist, assist.wanted
         armed = threading.Event()

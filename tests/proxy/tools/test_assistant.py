@@ -55,7 +55,7 @@ def lamp(stage: Stage) -> Double:
     double, running, assist = stage
     fresh = Double(str(Path(double.gguf).with_name("lamp.gguf")))
     names = ("gguf", "capabilities", "says", "status", "version", "system", "headers", "asked", "gone", "endless")
-    for name in (*names, "breaks"):
+    for name in (*names, "breaks", "shuts"):
         setattr(double, name, getattr(fresh, name))
     assist.knowledge.forget()
     running.proxy.tally.series.clear()
@@ -233,6 +233,26 @@ def test_the_engines_guards_see_who_asks_and_its_words_on_origins_come_back(lamp
             assert "x-other" not in answer.headers
     headers = next(headers for path, _, headers in lamp.asked if path == "/api/generate")
     assert {name: headers[name] for name in sent} == sent
+
+
+def test_what_one_client_is_refused_another_is_still_helped_with(lamp: Double, front: Running) -> None:
+    body = {"model": MODEL, "messages": HELLO, "tools": [TOOL], "stream": False}
+    with client(front) as http:
+        lamp.shuts = True
+        http.post("/api/chat", json=body, headers={"Origin": "http://elsewhere.example"})
+        lamp.shuts = False
+        assert http.post("/api/chat", json=body).json()["message"]["content"] == "Hello there"
+
+
+def test_beyond_loopback_the_engine_hears_the_host_that_its_guard_lets_in(lamp: Double) -> None:
+    more: dict[str, Any] = {"listen": "0.0.0.0:0", "allow_remote": True, "allowed_hosts": ["box.example.org"]}
+    body = {"model": MODEL, "messages": HELLO, "tools": [TOOL], "stream": False}
+    with helped(url(lamp), **more) as (running, _):
+        address = running.address.replace("0.0.0.0", "127.0.0.1")
+        with httpx.Client(base_url=f"http://{address}", trust_env=False, timeout=60) as http:
+            told = http.post("/api/chat", json=body, headers={"Host": "box.example.org:11434"}).json()
+    assert told["message"]["content"] == "Hello there"
+    assert {headers["Host"] for _, _, headers in lamp.asked} == {f"localhost:{lamp.port}"}
 
 
 def test_a_connection_serves_on_after_help_and_closes_where_that_was_asked(lamp: Double, front: Running) -> None:

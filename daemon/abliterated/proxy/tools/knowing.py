@@ -71,7 +71,7 @@ class Knowledge:
     def __init__(self, renderer: Renderer, *, keep_seconds: float = KEEP_SECONDS) -> None:
         self._renderer = renderer
         self._keep = keep_seconds
-        self._models: dict[tuple[str, str], tuple[float, Known | None]] = {}
+        self._models: dict[tuple[str, str], tuple[float, Known]] = {}
         self._files: dict[str, Learnt | None] = {}
         self._versions: dict[str, tuple[float, tuple[int, ...]]] = {}
 
@@ -86,6 +86,8 @@ class Knowledge:
         if kept is not None and now - kept[0] < self._keep:
             return kept[1]
         known = await self._ask(upstream, model, headers)
+        if known is None:
+            return None  # not kept: what one client is refused, another may be told
         if len(self._models) >= _MOST:
             self._models.clear()
         self._models[upstream, model] = (now, known)
