@@ -125,6 +125,7 @@ def test_the_report_holds_what_the_run_measured_and_the_page_is_drawn_from_it(pl
     assert [one.layer for one in report.separation if one.chosen] == [2]
     # The planted refusal is written before layer 2, so that is where the classes part.
     assert abs(report.separation[2].apart) > abs(report.separation[0].apart)
+    assert min(report.separation[2].harmful) > max(report.separation[2].harmless)
     assert report.edit.tensors
     assert {source.kind: source.name for source in report.prompts} == {
         "harmful": "harmful.txt",

@@ -57,6 +57,18 @@ def test_two_classes_that_make_no_difference_to_the_model(tmp_path: Path, monkey
         refused(asked, ModelError, "Give prompts of two different kinds")
 
 
+def test_a_tensor_nobody_knows_is_named_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = planted_model.weights(refuses=True)
+    novel = {"blk.1.novel_mixer.weight": np.ones((64, 7))}
+    monkeypatch.setattr(planted_model, "weights", lambda _: known | novel)
+    asked, stages = task(plant(tmp_path)), []
+    with pytest.raises(ModelError, match=r"llama holds blk\.1\.novel_mixer\.weight \(64, 7\)"):
+        run(asked, lambda progress: stages.append(progress.stage), lambda: False)
+    assert set(stages) <= {"load"}
+
+
 def test_a_refusal_to_be_strengthened_in_a_model_that_knows_few_of_the_usual_words(planted: Planted) -> None:
     more = planted.harmless.with_name("more.txt")
     more.write_text("".join(f"do {line}\n" for line in planted.harmless.read_text().splitlines()))

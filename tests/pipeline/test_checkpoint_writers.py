@@ -120,3 +120,12 @@ def test_a_norm_behind_the_embedding_is_heeded_with_its_bias(tmp_path: Any) -> N
     assert abs(tensors[f"{stem}.weight"] @ seen.T).max() < 1e-5
     assert abs(tensors[f"{stem}_layernorm.bias"] @ vector.T).max() < 1e-5
     assert (movement(tmp_path / "edited") <= 1e-5 * movement(tmp_path / "base")).all()
+
+
+def test_experts_stored_turned_are_known_where_no_shape_tells(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gpt-oss's are as wide as its stream: 2880 and 2880."""
+    square = architectures.SPECIAL["gpt_oss"] | {"intermediate_size": architectures.WIDTH}
+    monkeypatch.setitem(architectures.SPECIAL, "gpt_oss", square)
+    saved("gpt_oss", tmp_path / "base")
+    assert edit(tmp_path / "base", tmp_path / "edited").coverage == 1.0
+    assert (movement(tmp_path / "edited") <= 1e-5 * movement(tmp_path / "base")).all()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from abliterate.contract.recipe import Evaluate, Run
+from abliterated import refuser
 from abliterated.pipeline.evaluate import (
     KL_TOKENS,
     Answers,
@@ -19,7 +20,7 @@ from abliterated.pipeline.evaluate import (
     ask,
     saved_answers,
 )
-from abliterated.pipeline.evaluate_alone import _first_kl
+from abliterated.pipeline.evaluate_alone import OTHER_TOKENS, Questions, Subject, _first_kl, against, evaluate_model
 from abliterated.pipeline.evaluation import Verdicts, closeness, compare
 from abliterated.pipeline.loading import Loaded, load
 from abliterated.pipeline.rendering import renderer
@@ -183,3 +184,19 @@ def test_a_streamed_model_is_evaluated_as_a_whole_one(loaded: Loaded) -> None:
     figures = compare(before, asked(streamed, before))
     assert figures["kl_max"] < 1e-5
     assert figures["harmless_exact"] == 1.0
+
+
+@pytest.mark.parametrize("larger", ["original", "model"])
+def test_models_of_other_tokens_are_compared_by_their_words_alone(tmp_path: Path, larger: str) -> None:
+    """A token of the one is another in the other, or none at all."""
+    places = [plant(tmp_path).path, refuser.files().model]
+    first, second = (Subject(one.name, open_source(one)) for one in (places[::-1] if larger == "original" else places))
+    questions, watch = Questions(Asked(HARMFUL[:1], HARMLESS), Evaluate(prompts=4, tokens=8)), Watch()
+    original = evaluate_model(first, questions, watch)
+    one = evaluate_model(second, questions, watch, original)
+    figures, notes = against(one, original)
+    assert set(figures) == {"harmless_exact"}
+    assert (one.notes.count(OTHER_TOKENS), notes) == (1, [])
+    again = evaluate_model(first, questions, watch, original)
+    assert against(again, original)[0]["kl_max"] < 1e-6
+    assert OTHER_TOKENS not in again.notes

@@ -55,6 +55,16 @@ def test_a_person_reads_the_figures_with_their_intervals_and_where_prompts_came_
     assert "## Before you use it" in text
 
 
+def test_strengths_are_those_it_was_edited_with() -> None:
+    """A search has its own, whatever the recipe began with."""
+    searched = {"abliterated.edit.strength.attention": [0.1479, 1.5], "abliterated.edit.strength.mlp": [0.5, 0.5]}
+    text = card(provenance=PROVENANCE | searched)
+    assert "strength: attention 0.148 to 1.5 by layer, MLP 0.5, layers `all`" in text
+    assert "strength: attention 1, MLP 1, layers `all`" in card()
+    assert "of those that write" in text
+    assert "of those chosen that write" in card(provenance=PROVENANCE | {"abliterated.edit.strength.mlp": [0.0, 1.0]})
+
+
 def test_what_is_not_known_is_not_claimed() -> None:
     text = card(metrics={}, prompts=(), licence=("", []), provenance={"abliterated.base.name": "base.gguf"})
     assert "## Figures" not in text

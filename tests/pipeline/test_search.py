@@ -20,9 +20,11 @@ from abliterate.contract.recipe import recipe_from_table
 from abliterated.pipeline.direction_files import write_direction
 from abliterated.pipeline.directions import direction
 from abliterated.pipeline.downhill import STAGES, NoWayDown
-from abliterated.pipeline.run import run
-from abliterated.pipeline.search import LAST
+from abliterated.pipeline.run import _finalists, run
+from abliterated.pipeline.search import LAST, Finalist, Searched
 from abliterated.pipeline.search_sampler import FIRST
+from abliterated.pipeline.search_stage import winner
+from abliterated.pipeline.session import Found
 from pipeline.planted import REFUSAL, Planted, plant
 
 TRIALS = 18
@@ -189,6 +191,21 @@ def test_a_target_out_of_reach_delivers_the_best_and_says_how_far_off(tmp_path: 
     assert any("no trial kept refusals at 3.0%" in note for note in result.notes)
     assert not told(asked)["search"]["reached"]
     assert sum(trial["verified"] is not None for trial in told(asked)["search"]["trials"]) == 3
+
+
+def test_of_several_written_the_one_that_refuses_least_is_delivered() -> None:
+    finalists = tuple(Finalist(number, direction(np.eye(4)[0], origin={}), 0.0, 0.001) for number in (7, 3, 5))
+    found = Searched(finalists, ())
+    assert winner(found, [(7, 0.5), (3, 0.25), (5, 0.25)]) == 3, "the better finalist of equals"
+    assert winner(found, []) == 7
+    recipe = recipe_from_table({"model": "x.gguf"})
+    verified: list[tuple[int, float]] = []
+    written = []
+    for one in _finalists(Found(finalists[0].direction), found, verified, recipe):
+        number = next(finalist.number for finalist in finalists if finalist.direction is one)
+        written.append(number)
+        verified.append((number, {7: 0.5, 3: 0.25, 5: 0.25}[number]))
+    assert written == [7, 3, 5, 3], "the last written is the one that stays"
 
 
 def test_the_command_tells_a_missed_target_by_its_exit_code(tmp_path: Path) -> None:

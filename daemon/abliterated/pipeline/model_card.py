@@ -73,9 +73,11 @@ def model_card(
         "",
         f"- Direction: `{facts.get('direction.digest', '')}` (sha256 of its numbers), method "
         f"`{recipe.direction.method}`, rank {facts.get('direction.rank', 1)}.",
-        f"- Edited: {len(edited.tensors)} tensors, {edited.coverage:.0%} of those that write to the residual stream; "
-        f"norm kept by `{recipe.edit.norm}`, strength {recipe.edit.strength:g}, layers `{recipe.edit.layers}`.",
-        f"- Largest share of the direction left in a tensor: {edited.residual:.2%}.",
+        f"- Edited: {len(edited.tensors)} tensors, {edited.coverage:.0%} of those{_chosen(facts)} that write to the "
+        "residual stream; "
+        f"norm kept by `{recipe.edit.norm}`, {_strength(recipe, facts)}, layers `{recipe.edit.layers}`.",
+        f"- Largest share of the direction left in a tensor: {edited.residual:.2%}; by rounding alone: "
+        f"{edited.rounding:.2%}.",
         f"- Digest of the edited tensors: `{edited.content}`.",
         "",
     ]
@@ -100,6 +102,22 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _strength(recipe: Recipe, facts: Mapping[str, Any]) -> str:
+    """How strongly it was edited: by layer, where a search or a kernel had it so."""
+    told = []
+    for name, title in (("attention", "attention"), ("mlp", "MLP")):
+        values = facts.get(f"edit.strength.{name}") or [recipe.edit.strength]
+        low, high = (f"{value:.3g}" for value in (min(values), max(values)))
+        told.append(f"{title} {low}" if low == high else f"{title} {low} to {high} by layer")
+    return f"strength: {', '.join(told)}"
+
+
+def _chosen(facts: Mapping[str, Any]) -> str:
+    """A word where some were to be left as they are."""
+    every = [value for name in ("attention", "mlp") for value in facts.get(f"edit.strength.{name}") or [1.0]]
+    return "" if all(every) else " chosen"
 
 
 def _licence(name: str, files: Sequence[str]) -> str:
