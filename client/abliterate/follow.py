@@ -101,6 +101,8 @@ class Feed:
     def _listen(self) -> None:
         with self._daemon.events() as stream:
             self._stream = stream
+            if self._stop.is_set():  # who stops us saw no stream to close
+                return
             # Asked only now, with the stream open: no change falls between the two.
             self._fetch()
             for event in stream.events():
@@ -116,10 +118,14 @@ class Feed:
             self._queue.put(job)
 
 
-def wait(feed: Feed, ids: Sequence[str], deadline: float | None) -> dict[str, JobView]:
-    """Wait until all of `ids` have ended, or `deadline` (monotonic) has passed; returns those that have, by id."""
-    ended: dict[str, JobView] = {}
-    while len(ended) < len(set(ids)):
+def wait(feed: Feed, known: Sequence[JobView], deadline: float | None) -> dict[str, JobView]:
+    """Wait until all of `known` have ended, or `deadline` (monotonic) has passed; returns those that have, by id.
+
+    Who had ended before counts, however little time there is.
+    """
+    ids = {job.id for job in known}
+    ended = {job.id: job for job in known if job.state in TERMINAL}
+    while len(ended) < len(ids):
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             break

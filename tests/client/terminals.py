@@ -86,7 +86,7 @@ def terminal(*args: str, environment: Mapping[str, str]) -> Iterator[Terminal]:
     """Start `abliterate args` in a terminal; it never outlives the block."""
     pid, descriptor = pty.fork()
     if pid == 0:
-        os.execve(ABLITERATE, ["abliterate", *args], {**environment, "TERM": "xterm"})
+        os.execve(ABLITERATE, ["abliterate", *args], {"TERM": "xterm", **environment})
     termios.tcsetwinsize(descriptor, (24, 100))
     made = Terminal(pid, descriptor)
     try:

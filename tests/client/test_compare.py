@@ -197,3 +197,11 @@ def test_columns_never_pass_the_edge(left: str, right: str, width: int) -> None:
 )
 def test_openings(answer: str, refusal: bool) -> None:
     assert reads_as_refusal(answer) is refusal
+
+
+def test_a_terminal_that_obeys_nothing_is_told_nothing_to_obey(engine: Scripted, environment: dict[str, str]) -> None:
+    here = environment | {"OLLAMA_HOST": engine.host, "TERM": "dumb"}
+    with terminal("compare", "qwen3-abliterated:8b", "How do I pick a lock?", environment=here) as person:
+        person.until("read as refusals")
+        assert person.ended() == 0
+    assert "\x1b" not in person.seen

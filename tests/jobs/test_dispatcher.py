@@ -19,6 +19,7 @@ from abliterate.contract.ids import new_id
 from abliterate.contract.messages import JobView, Result, Task
 from abliterate.contract.recipe import Direction, Evaluate, Recipe, Search
 from abliterate.contract.states import TERMINAL
+from abliterated.jobs import registrations
 from abliterated.jobs.dispatcher import Dispatcher
 from abliterated.jobs.journal import Job, Journal
 from abliterated.jobs.ledger import Ledger
@@ -305,7 +306,8 @@ async def test_a_paused_queue_waits_and_remembers_it(house: House) -> None:
     await house.until(job_id, lambda one: one.state in TERMINAL)
 
 
-async def test_what_was_being_registered_is_registered_by_the_next_daemon(house: House) -> None:
+async def registering(house: House) -> tuple[str, Path]:
+    """A job whose product an earlier daemon left to be registered; and that product."""
     job_id = await house.add()
     product = house.root / "jobs" / job_id / "out" / "m.gguf"
     product.parent.mkdir()
@@ -313,6 +315,35 @@ async def test_what_was_being_registered_is_registered_by_the_next_daemon(house:
     for state in ("starting", "running"):
         await house.ledger.do(Journal.move, job_id, state)
     await house.ledger.do(Journal.move, job_id, "registering", result=Result(product="m.gguf", format="gguf"))
+    return job_id, product
+
+
+async def test_a_product_is_registered_at_the_engine_s_first_answer(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ENGINE_FIRST", "ENGINE_LONGEST"):
+        monkeypatch.setattr(registrations, name, 3000.0)  # by its turn alone it would not come to it
+    away = [EngineUnavailable("nobody answers")]
+
+    async def register(job: Job, result: Result, out: Path) -> Result:
+        if away:
+            raise away[0]
+        return await house.register(job, result, out)
+
+    house.dispatcher._registrations.register = register
+    job_id, _ = await registering(house)
+    house.start()
+    await house.until(job_id, lambda one: one.reason == "ollama-down")
+    away.clear()
+    async with asyncio.timeout(60):
+        while house.registered != [job_id]:  # it may not have lain down to wait yet
+            await house.dispatcher.engine_answers()
+            await asyncio.sleep(0.01)
+    assert (await house.until(job_id, lambda one: one.state in TERMINAL)).state == "succeeded"
+
+
+async def test_what_was_being_registered_is_registered_by_the_next_daemon(house: House) -> None:
+    job_id, product = await registering(house)
     house.start()
     view = await house.until(job_id, lambda one: one.state in TERMINAL)
     assert (view.state, house.registered) == ("succeeded", [job_id])

@@ -45,6 +45,14 @@ def test_a_job_is_the_same_after_reopening(tmp_path: Path) -> None:
     again.close()
 
 
+def test_what_was_answered_is_on_the_disk(tmp_path: Path) -> None:
+    """No test cuts the power under SQLite itself: that it syncs each commit is a setting, and it is set."""
+    journal = Journal(tmp_path / "j.db")
+    set_to = {name: journal._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")}
+    journal.close()
+    assert set_to == {"journal_mode": "wal", "synchronous": 2}
+
+
 def test_a_known_id_adds_nothing(journal: Journal) -> None:
     job_id = new_id()
     journal.add(job_id, "a", RECIPE)

@@ -95,6 +95,14 @@ async def test_a_worker_that_does_not_listen_is_ended_within_thirty_seconds(
         os.kill(pid, 0)
 
 
+def test_a_worker_that_does_not_listen_ends_itself_where_nobody_is_left_to_end_it() -> None:
+    code = (
+        "import threading\nfrom abliterated.jobs import worker\nworker.CANCEL_SECONDS = 0.1\n"
+        "worker.Stop().ask()\nthreading.Event().wait()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 86
+
+
 async def test_without_memory_a_job_waits_and_says_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "free_memory", lambda: 100 * 10**6)
     house.start()

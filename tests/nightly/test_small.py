@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from nightly import life, recipes, spool
+from nightly.__main__ import PAGE, PROOFS, known, page
 from strangers import crowding
+
+
+def test_every_proof_was_made_at_its_full_size_and_the_page_says_what_was_found() -> None:
+    found = known()
+    assert {proof.name for proof in PROOFS} == set(found)
+    assert [proof.name for proof in PROOFS if not proof.holds(found[proof.name])] == []
+    assert PAGE.read_text() == page(found), "PYTHONPATH=tests python -m nightly --page writes it"
 
 
 def test_every_file_of_a_burst_becomes_one_job() -> None:

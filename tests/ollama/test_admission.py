@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -84,6 +85,16 @@ async def test_what_is_proven_gets_its_name_and_nothing_else_stays(
     assert names(fake) == [TARGET, "base:8b"]
     assert done.registration.name == TARGET and done.certificate.failures == []
     assert fake.requests.index("POST /api/chat") < fake.requests.index("POST /api/copy"), "proven, then named"
+
+
+async def test_what_was_named_is_on_the_disk_before_success_is_told(
+    fake: FakeOllama, client: OllamaClient, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[list[str]] = []  # what the engine had, each time the disks were told
+    monkeypatch.setattr(os, "sync", lambda: known.append(names(fake)))
+    await admit(client, product(tmp_path / "out"), TARGET, base, reference="base:8b")
+    assert known[0] == [beside(TARGET, admission.PROVISIONAL), "base:8b"]
+    assert known[-1] == [TARGET, "base:8b"]
 
 
 async def test_an_engine_that_writes_the_gguf_anew_is_no_obstacle(

@@ -167,9 +167,17 @@ async def test_an_engine_that_fails_at_both_is_asked_again_later(fake: FakeOllam
 
 
 async def test_nothing_stays_loaded_that_was_not(fake: FakeOllama, client: OllamaClient) -> None:
-    fake.loaded = {"base:1": {}, "other:1": {}}
-    await certify(client, "new:1", "base:1")
-    assert set(fake.loaded) == {"base:1", "other:1"}
+    real = fake.post_chat
+
+    async def post_chat(request: web.Request) -> web.StreamResponse:
+        fake.loaded.setdefault((await request.json())["model"], {})
+        return await real(request)
+
+    fake.answers["/api/chat"] = post_chat
+    for before in ({"other:1"}, {"base:1", "other:1"}, {"new:1"}):
+        fake.loaded = {name: {} for name in before}
+        await certify(client, "new:1", "base:1")
+        assert set(fake.loaded) == before
 
 
 async def test_in_a_process_of_its_own_it_says_the_same(fake: FakeOllama) -> None:

@@ -115,6 +115,17 @@ async def test_a_store_on_another_file_system_gets_a_copy_over_http(
         assert sorted(path.name for path in fake.blobs.iterdir() if not path.name.startswith("sha256-")) == []
 
 
+def test_a_blob_put_there_counts_as_new_and_may_be_read_by_the_engine(tmp_path: Path, product: Path) -> None:
+    """Ollama removes what no manifest names once it is an hour old; and it is often another user."""
+    os.utime(product, (1_000_000_000, 1_000_000_000))
+    product.chmod(0o600)
+    folder = tmp_path / "blobs"
+    folder.mkdir()
+    assert store.link(product, "sha256:" + "0" * 64, folder)
+    blob = store.blob_path(folder, "sha256:" + "0" * 64).stat()
+    assert blob.st_mtime > 1_500_000_000 and blob.st_mode & 0o777 == 0o644
+
+
 def test_where_no_hard_link_can_be_a_shared_copy_is_tried(
     tmp_path: Path, product: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,9 @@ def test_a_quantised_checkpoint_is_told_from_an_unknown_architecture() -> None:
     with pytest.raises(ModelError, match=r"gpt_oss is quantised \(mxfp4\): .*down_proj_blocks") as error:
         census("gpt_oss", quantised, quantization_config={"quant_method": "mxfp4"})
     assert "BF16 or F16 weights, or its GGUF" in error.value.remedy
+    assert len(census("bitnet", shapes())) == 4
+    with pytest.raises(ModelError, match=r"bitnet is quantised \(bitnet\): its weights are rounded to three values"):
+        census("bitnet", shapes(), quantization_config={"quant_method": "bitnet"})
 
 
 def test_writers_in_eight_bits_are_found_before_anything_is_measured(tmp_path: Any) -> None:

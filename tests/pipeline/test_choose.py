@@ -10,6 +10,7 @@ import pytest
 
 from abliterate.contract.messages import Task
 from abliterate.contract.recipe import recipe_from_table
+from abliterated.pipeline.candidates import Candidate, preferred
 from abliterated.pipeline.run import run
 from pipeline import planted
 from pipeline.planted import BAD, Planted, plant
@@ -65,6 +66,18 @@ def test_two_reasons_to_refuse_take_two_directions(model: Planted) -> None:
     assert result.metrics["refusal_before"] == 1.0
     assert result.metrics["refusal_after"] == 0.0
     assert result.metrics["harmless_exact"] == 1.0
+
+
+def test_what_harms_or_brings_no_refusal_about_comes_behind_whatever_it_bypasses() -> None:
+    in_order = [
+        Candidate(3.0, -1, bypass=-2.0, kl=0.01, induce=1.0),
+        Candidate(2.0, -1, bypass=-1.0, kl=0.0001, induce=9.0),
+        Candidate(1.0, -1, bypass=-8.0, kl=0.01, induce=-0.1),
+        Candidate(0.0, -1, bypass=-9.0, kl=0.2, induce=1.0),
+        Candidate(4.0, -1, bypass=-9.5, kl=0.2, induce=-1.0),
+    ]
+    found = [preferred(one) for one in in_order]
+    assert found == sorted(found)
 
 
 def test_one_direction_leaves_refusals(model: Planted) -> None:

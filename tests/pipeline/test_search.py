@@ -21,10 +21,11 @@ from abliterated.pipeline.direction_files import write_direction
 from abliterated.pipeline.directions import direction
 from abliterated.pipeline.downhill import STAGES, NoWayDown
 from abliterated.pipeline.run import _finalists, run
-from abliterated.pipeline.search import LAST, Finalist, Searched
+from abliterated.pipeline.search import LAST, Finalist, Searched, Tried
 from abliterated.pipeline.search_sampler import FIRST
 from abliterated.pipeline.search_stage import winner
 from abliterated.pipeline.session import Found
+from abliterated.pipeline.trials import Change
 from pipeline.planted import REFUSAL, Planted, plant
 
 TRIALS = 18
@@ -191,6 +192,25 @@ def test_a_target_out_of_reach_delivers_the_best_and_says_how_far_off(tmp_path: 
     assert any("no trial kept refusals at 3.0%" in note for note in result.notes)
     assert not told(asked)["search"]["reached"]
     assert sum(trial["verified"] is not None for trial in told(asked)["search"]["trials"]) == 3
+
+
+def test_trials_are_ranked_by_prompts_seen_then_by_the_target_then_by_harm() -> None:
+    def tried(**figures: Any) -> Tried:
+        known = {"refused": 0.0, "expected": 0.0, "kl": 0.01, "astray": 0.0, "round": 1}
+        return Tried(0, Change(np.eye(1, 4, dtype=np.float32)[None], np.zeros((2, 2))), {}, None, **(known | figures))
+
+    in_order = [
+        tried(round=2, refused=0.5, kl=0.9),
+        tried(kl=0.02, refused=0.03),  # within the target, so harm decides
+        tried(kl=0.02, expected=0.015),
+        tried(kl=0.02, expected=0.03),  # as many as the target are still to be expected: twice as harmful
+        tried(kl=0.03, expected=0.03, astray=5.0),
+        tried(refused=0.04),
+        tried(round=0, kl=0.0),
+    ]
+    ranks = [one.rank(0.03) for one in in_order]
+    assert ranks == sorted(ranks)
+    assert len(set(ranks)) == len(ranks)
 
 
 def test_of_several_written_the_one_that_refuses_least_is_delivered() -> None:

@@ -99,6 +99,16 @@ def test_a_post_norm_is_one_only_where_another_norm_stands_before_the_mlp():
     assert [writer.unheeded for writer in off.writers] == [True, True, False, False]
 
 
+def test_a_norm_behind_the_embedding_is_heeded_with_its_bias():
+    """BLOOM's; only where the embedding is edited at all."""
+    shapes = llama(token_embd_norm__weight=(WIDTH,), token_embd_norm__bias=(WIDTH,))
+    found = {writer.name: writer for writer in gguf_census("bloom", WIDTH, 2, shapes, embeddings=True).writers}
+    assert found["token_embd.weight"].gains == ("token_embd_norm.weight",)
+    assert found["token_embd.weight"].centred
+    assert (found["token_embd_norm.bias"].kind, found["token_embd_norm.bias"].bias) == ("embedding", True)
+    assert len(gguf_census("bloom", WIDTH, 2, shapes).writers) == 4
+
+
 def test_nested_gains_are_composed_and_a_layer_norm_is_centred():
     shapes = llama(
         1,

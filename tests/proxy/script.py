@@ -113,10 +113,14 @@ class ScriptedUpstream:
 
     def __post_init__(self) -> None:
         self.listener = socket.socket(self.family, socket.SOCK_STREAM)
-        if self.family == socket.AF_UNIX:
-            self.listener.bind(self.path)
-        else:
-            self.listener.bind(("127.0.0.1" if self.family == socket.AF_INET else "::1", 0))
+        try:
+            if self.family == socket.AF_UNIX:
+                self.listener.bind(self.path)
+            else:
+                self.listener.bind(("127.0.0.1" if self.family == socket.AF_INET else "::1", 0))
+        except OSError:
+            self.listener.close()
+            raise
         self.listener.listen(64)
         self.servers: list[threading.Thread] = []
         self.thread = threading.Thread(target=self._accept, daemon=True)

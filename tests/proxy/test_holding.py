@@ -231,6 +231,22 @@ def test_an_assistant_gets_the_whole_request_and_answers_it_and_the_connection_g
     until(lambda: "assisted_total" in running.proxy.tally.text())
 
 
+def test_an_assistants_answer_too_tells_its_client_that_the_server_stops(
+    server: ScriptedUpstream, assisted: Arm
+) -> None:
+    async def assistant(asked: Asked, outlet: Outlet) -> bool:
+        await outlet.write(SAID)
+        return True
+
+    running = assisted(assistant)
+    within(running, lambda: setattr(running.proxy, "draining", True))
+    with running.connect() as connection:
+        mine = play(connection, (Send(ASKED), ReadAll()))
+    within(running, lambda: setattr(running.proxy, "draining", False))
+    status, _, rest = SAID.partition(b"\r\n")
+    assert (mine.data, mine.ending) == (status + b"\r\nConnection: close\r\n" + rest, "end of file")
+
+
 def test_an_assistant_that_declines_has_changed_nothing(server: ScriptedUpstream, assisted: Arm) -> None:
     async def assistant(asked: Asked, outlet: Outlet) -> bool:
         return False

@@ -60,7 +60,7 @@ async def test_where_it_can_not_listen(listen: str, words: str, remedy: str, tmp
 async def test_where_this_user_may_not_listen(tmp_path: Path) -> None:
     open_to_all = tmp_path / "open"
     open_to_all.mkdir()
-    for folder in (tmp_path, open_to_all):
+    for folder in (open_to_all, tmp_path):
         folder.chmod(0 if folder == tmp_path else 0o777)
     try:
         with as_nobody(), pytest.raises(RecipeError) as caught:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from abliterated.proxy.payload import ZSTD
+from abliterated.proxy.framing import Head, read_head
+from abliterated.proxy.payload import ZSTD, Payload
 from abliterated.proxy.server import Steering
 from abliterated.proxy.wiring import Timing
 from engines import free_port
@@ -173,6 +174,10 @@ def test_a_json_bomb_goes_on_as_it_came_and_holds_up_nobody(server: ScriptedUpst
 def test_a_zstd_bomb_is_not_unpacked_to_its_end(server: ScriptedUpstream) -> None:
     packed = ZSTD.compress(b'{"x":"' + bytes(1 << 27) + b'","model":"a"}')  # 128 MiB in some 4 kB
     sent = post(b"/v1/responses", packed, b"Content-Encoding: zstd\r\n")
+    head = read_head(sent[: sent.index(b"\r\n\r\n") + 4])
+    assert isinstance(head, Head)
+    payload = Payload(head, 1000)
+    assert len(payload.feed(packed)) <= 1001 and payload.overflowed
     with proxy(server.url, steering=EVERYTHING) as running:
         before = psutil.Process().memory_info().rss
         _, theirs = converse(

@@ -57,6 +57,7 @@ MALFORMED = {
     "a folded line": request(b"GET /", b"X-A: b\r\n c\r\n"),
     "a folded length": request(b"POST /", b"Content-Length:\r\n 3\r\n", b"abc"),
     "a folded first line": b"GET / HTTP/1.1\r\n Host: x\r\n\r\n",
+    "empty lines without end": b"\r\n" * 33 + GET,
     "bare LF after the request line": b"GET / HTTP/1.1\nHost: localhost\r\n\r\n",
     "bare LF everywhere": b"GET / HTTP/1.1\nHost: localhost\n\n",
     "bare LF in the header": request(b"GET /", b"X: a\nTransfer-Encoding: chunked\r\n"),
@@ -138,7 +139,7 @@ def test_http_2_is_told_what_is_spoken_here(relay: Running) -> None:
 
 @pytest.mark.parametrize("cut", [0, 1000])
 def test_a_header_over_64_kib_is_answered_431(relay: Running, cut: int) -> None:
-    for head in (request(b"GET /", b"X: " + b"a" * 65536 + b"\r\n"), b"GET /" + b"a" * 70000, b"\r\n" * 40000):
+    for head in (request(b"GET /", b"X: " + b"a" * 65536 + b"\r\n"), b"GET /" + b"a" * 70000):
         heard = play(relay.connect(), (Send(head, cut), ReadAll()))
         assert status_of(heard.data) == 431 and heard.data.count(b"HTTP/1.1") == 1
 

@@ -63,6 +63,7 @@ def test_other_names_are_nobodys(said: str) -> None:
 
 def test_patterns_of_other_shapes_match_and_give_a_base_where_one_can_be_told() -> None:
     rules = make_rules(["*-uncensored", "free-*", "*:8b"], {}, [])
+    assert place_of("a:free-1b", rules).base == "a:1b", "the tag alone is looked at, too"
     assert place_of("a-uncensored", rules).base == "a:latest"
     assert place_of("free-a:1b", rules).base == "a:1b"
     assert place_of("a:8b", rules).abliterated and place_of("a:8b", rules).base == ""

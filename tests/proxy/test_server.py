@@ -101,8 +101,9 @@ async def test_the_proxy_refuses_to_be_its_own_upstream(listening: str, called: 
 
 
 async def test_the_proxy_refuses_its_own_unix_socket(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()  # a socket's path must be short
     with pytest.raises(RecipeError, match="own upstream"):
-        await Proxy(f"unix:{tmp_path}/s", f"unix:{tmp_path}/../{tmp_path.name}/s").start()
+        await Proxy(f"unix:{tmp_path}/s", f"unix:{tmp_path}/d/../s").start()
 
 
 def test_several_addresses_and_given_sockets_serve_together(server: ScriptedUpstream) -> None:

@@ -105,6 +105,21 @@ def test_tokens_are_counted_once() -> None:
     assert "<dd>12,303</dd>" in page(found)
 
 
+def test_a_strengthened_refusal_and_spared_layers_are_shown_as_they_are() -> None:
+    whole = rich()
+    for strengths, bars, words in (
+        ([(-1.0, -0.5), (-1.0, -1.0)], 4, "of the tensors that write"),
+        ([(0.0, 0.0), (1.0, 0.5)], 2, "of the chosen tensors that write"),
+    ):
+        edit = msgspec.structs.replace(whole.edit, strengths=strengths)
+        text = page(msgspec.structs.replace(whole, edit=edit))
+        drawn = text[text.index("Strength of the edit by layer") :].partition("</svg>")[0]
+        heights = [float(one) for one in re.findall(r'<rect [^>]*height="([-\d.]+)"', drawn)]
+        assert len(heights) == bars
+        assert min(heights) > 20
+        assert words in text
+
+
 def test_the_least_report_is_a_page_too() -> None:
     tree = parsed(page(least()))
     assert not any(name == "figure" for name, _ in tree.tags)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,10 +25,8 @@ def write(path: Path, data: bytes = GOOD, mode: int = 0o640) -> None:
 
 
 def bind(path: Path) -> None:
-    short = Path(f"/tmp/abl-{os.getpid()}.toml")
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(short))
-        shutil.move(str(short), path)
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):  # a socket's address is short
+        made.bind(path.name)
 
 
 def sparse(path: Path) -> None:

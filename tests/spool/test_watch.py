@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -68,21 +69,51 @@ def test_a_recreated_folder_gets_a_new_watcher(tmp_path: Path) -> None:
     bell.stop()
 
 
-async def scans_after_a_drop(folder: Path) -> None:
-    """Until a file that was renamed in is seen."""
+async def scans_after_a_drop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a file that was renamed in is looked at, though no rescan comes. It is dropped again and again: a watcher
+    that polls takes its first look in a thread of its own, and what was there then is nothing new to it."""
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 1e6)
     loop = asyncio.get_running_loop()
-    seen = asyncio.Event()
+    looks: asyncio.Queue[None] = asyncio.Queue()
 
     def scan() -> float | None:
-        if (folder / "a.toml").exists():
-            loop.call_soon_threadsafe(seen.set)
+        loop.call_soon_threadsafe(looks.put_nowait, None)
         return None
 
     stopping = asyncio.Event()
     task = loop.create_task(keep(folder, scan, stopping))
-    (folder / ".a.tmp").write_text("x")
-    (folder / ".a.tmp").rename(folder / "a.toml")
-    await asyncio.wait_for(seen.wait(), 60)
+    await asyncio.wait_for(looks.get(), 60)
+    for number in range(120):
+        (folder / ".a.tmp").write_text("x")
+        (folder / ".a.tmp").rename(folder / f"{number}.toml")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(looks.get(), 0.5)
+            break
+    else:
+        raise AssertionError("dropped in vain")
+    stopping.set()
+    await asyncio.wait_for(task, 60)
+
+
+async def test_a_drop_of_which_every_event_was_lost_is_found_within_thirty_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert watch.RESCAN_SECONDS < 30
+    monkeypatch.setattr(watch, "RESCAN_SECONDS", 0.1)
+    monkeypatch.setattr(watch._Bell, "on_any_event", lambda *_: None)
+    loop = asyncio.get_running_loop()
+    looks: asyncio.Queue[bool] = asyncio.Queue()
+
+    def scan() -> float | None:
+        loop.call_soon_threadsafe(looks.put_nowait, (tmp_path / "a.toml").exists())
+        return None
+
+    stopping = asyncio.Event()
+    task = loop.create_task(keep(tmp_path, scan, stopping))
+    assert not await asyncio.wait_for(looks.get(), 60)
+    (tmp_path / "a.toml").write_text("x")
+    while not await asyncio.wait_for(looks.get(), 60):
+        pass
     stopping.set()
     await asyncio.wait_for(task, 60)
 
@@ -102,7 +133,7 @@ async def test_where_the_kernel_has_no_watcher_left_the_folder_is_polled(
     bell.check()
     assert isinstance(bell._observer, PollingObserver)
     bell.stop()
-    await scans_after_a_drop(tmp_path)
+    await scans_after_a_drop(tmp_path, monkeypatch)
 
 
 async def test_a_network_s_filesystem_is_polled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +142,7 @@ async def test_a_network_s_filesystem_is_polled(tmp_path: Path, monkeypatch: pyt
     bell.check()
     assert isinstance(bell._observer, PollingObserver)
     bell.stop()
-    await scans_after_a_drop(tmp_path)
+    await scans_after_a_drop(tmp_path, monkeypatch)
 
 
 def test_a_watcher_that_died_is_replaced(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = _prompts(args)
     engine = Engine(find_address(args))
     base = args.base or comparison.find_base(engine, args.model)
-    quiet = args.json or not sys.stderr.isatty()
+    quiet = args.json or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb"
     width, colour = terminal_width(sys.stdout), colours(sys.stdout)
 
     def tell(model: str, done: int) -> None:

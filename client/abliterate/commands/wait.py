@@ -48,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
     deadline = None if args.timeout is None else time.monotonic() + args.timeout
     server = daemon(args)
-    ids = list(dict.fromkeys(server.job(job).id for job in args.ids))
+    known = {job.id: job for job in map(server.job, args.ids)}
+    ids = list(known)
     with Feed(server, ids) as feed:
-        ended = wait(feed, ids, deadline)
+        ended = wait(feed, list(known.values()), deadline)
     views = [ended[job] for job in ids if job in ended]
     if args.json:
         sys.stdout.write(json_text({"jobs": views}) + "\n")

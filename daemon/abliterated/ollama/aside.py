@@ -10,9 +10,9 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,3 +31,19 @@ _threads = ThreadPoolExecutor(2, "aside", _step_back)
 async def aside(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """As `asyncio.to_thread`, but behind all else."""
     return await asyncio.get_running_loop().run_in_executor(_threads, lambda: function(*arguments, **named))
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Its answer or error; a caller who is cancelled meanwhile gets the CancelledError only when it has ended."""
+    task = asyncio.create_task(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        with contextlib.suppress(Exception):
+            task.result()
+        raise asyncio.CancelledError
+    return task.result()

@@ -30,7 +30,7 @@ from abliterate.contract.errors import (
     ModelError,
     NotFound,
 )
-from abliterated.ollama.aside import aside
+from abliterated.ollama.aside import aside, to_the_end
 from abliterated.ollama.place import on_this_machine
 from abliterated.ollama.version import Version, read_version
 
@@ -151,18 +151,7 @@ class OllamaClient:
         An Ollama whose client leaves a creation in the middle keeps its temporary files and a blocked goroutine for
         ever; so a cancelled caller gets its CancelledError only when the stream has ended.
         """
-        task = asyncio.create_task(self._create(request, report))
-        cancelled = False
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                cancelled = True
-        if cancelled:
-            with contextlib.suppress(Exception):
-                task.result()
-            raise asyncio.CancelledError
-        task.result()
+        await to_the_end(self._create(request, report))
 
     async def _create(self, request: Mapping[str, Any], report: Report | None) -> None:
         target, last = str(request.get("model", "")), ""
@@ -325,7 +314,8 @@ class _Upload:
 
         try:
             with self.path.open("rb", buffering=0) as file:
-                while data := await aside(piece, file):
+                # An answer cancels us: closed under the thread, the descriptor might be a new connection's by then.
+                while data := await to_the_end(aside(piece, file)):
                     done += len(data)
                     if done >= total and (done > total or f"sha256:{hashed.hexdigest()}" != self.digest):
                         raise ValueError

@@ -76,6 +76,11 @@ def tried_out(
     ]
 
 
+def preferred(one: Candidate) -> tuple[bool, bool, float]:
+    """Smaller is better: harmless answers kept first, then refusal brought about where it is added, then the bypass."""
+    return one.kl > MOST_KL, one.induce <= 0, one.bypass
+
+
 def ranked(
     trials: Trials, measured: Measured, candidates: list[Candidate], *, induce_first: bool
 ) -> tuple[list[Candidate], tuple[str, ...]]:
@@ -94,7 +99,7 @@ def ranked(
     if induce_first:
         scored.sort(key=lambda one: -one.induce)
     else:
-        scored.sort(key=lambda one: (one.kl > MOST_KL, one.induce <= 0, one.bypass))
+        scored.sort(key=preferred)
     notes: tuple[str, ...] = ()
     if scored[0].kl > MOST_KL:
         notes = (f"no direction keeps harmless answers within KL {MOST_KL}; the least harmful one was taken",)

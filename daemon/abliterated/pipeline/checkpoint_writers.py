@@ -136,10 +136,13 @@ def checkpoint_census(
             place = min(layer, layers - 1)
             writers.append(Writer(name, role, place, gains, centred, turned, is_bias, corrected=post_norm))
     how = config.get("quantization_config") or inner.get("quantization_config")
-    if unknown and isinstance(how, Mapping) and not allow_partial:
+    method = how.get("quant_method") if isinstance(how, Mapping) else None
+    if ((unknown and method) or method == "bitnet") and not allow_partial:
+        lost = "its weights are rounded to three values whenever it runs, and an edit with them"
         raise ModelError(
-            f"{family} is quantised ({how.get('quant_method')}): {unknown[0]} {shapes[unknown[0]]} can't be edited so",
-            remedy="Take the model's BF16 or F16 weights, or its GGUF",
+            f"{family} is quantised ({method}): "
+            + (f"{unknown[0]} {shapes[unknown[0]]} can't be edited so" if unknown else lost),
+            remedy="Take the model's BF16 or F16 weights, or its GGUF" if unknown else "Take another model",
         )
     _complete(family, writers, unknown, shapes, layers, allow_partial)
     return Checkpoint(Census(tuple(writers), tuple(unknown)), width, layers, 1.0 if family in _FROM_ONE else 0.0)

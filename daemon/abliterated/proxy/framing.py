@@ -19,6 +19,7 @@ import msgspec
 HEAD_LIMIT: Final = 64 * 1024
 LINE_LIMIT: Final = 4096  # a chunk-size line with its extensions
 TRAILER_LIMIT: Final = 8192
+LEAD_LIMIT: Final = 64  # of empty lines before a request
 _NEVER_TRAILERS: Final = frozenset({b"content-length", b"transfer-encoding", b"host", b"connection", b"upgrade"})
 
 CHUNKED: Final = -1
@@ -235,6 +236,11 @@ class RequestFramer:
         self._break(events, 400, reason, started=True)
         return size
 
+    def _too_empty(self, events: list[Event], size: int) -> int:
+        """Empty lines are looked at again with each piece that comes, so there may not be many."""
+        self._break(events, 400, "too many empty lines before a request")
+        return size
+
     def _feed_head(self, data: bytes, position: int, events: list[Event]) -> int:
         """Take a head if it is whole, hold it if not; returns how far `data` is read."""
         held = self.held_bytes
@@ -242,6 +248,8 @@ class RequestFramer:
             start = position
             while data.startswith(b"\r\n", start):
                 start += 2
+                if start - position > LEAD_LIMIT:
+                    return self._too_empty(events, len(data))
             end = data.find(_HEAD_END, start) + 4
             if end > 3 and end - position <= HEAD_LIMIT:
                 self._take_head(data[position:end], events)
@@ -251,6 +259,8 @@ class RequestFramer:
         lead = 0
         while held.startswith(b"\r\n", lead):
             lead += 2
+            if lead > LEAD_LIMIT:
+                return self._too_empty(events, len(data))
         end = held.find(_HEAD_END, max(lead, known - 3)) + 4
         if 3 < end <= HEAD_LIMIT:
             raw = bytes(held[:end])

@@ -243,6 +243,8 @@ class Gate:
             self._wrote = True
             self._mark.first = self._house.loop.time()
             self._mark.status = int(data[9:12]) if data[9:12].isdigit() else 0
+            if self._house.draining:  # as the upstream's answers do then
+                data = data.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
         self._told += len(data)
         self._link.bytes_down += len(data)
         if len(data) > COUNTING_BYTES:

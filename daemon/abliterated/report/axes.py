@@ -16,6 +16,7 @@ from abliterated.report.markup import Markup, join, tag
 WIDTH: Final = 440.0
 HEIGHT: Final = 260.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 20.0, 14.0, 44.0
+LETTER: Final = 7.5  # about as wide as one of a label's is
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,10 @@ def frame(horizontal: Axis, vertical: Axis, height: float = HEIGHT) -> Markup:
     for tick in horizontal.ticks:
         at = horizontal.scale(tick)
         parts.append(tag("line", x1=at, x2=at, y1=floor, y2=floor + 4, class_="tick"))
-        parts.append(tag("text", horizontal.label(tick), x=at, y=floor + 18, text_anchor="middle"))
+        label = horizontal.label(tick)
+        wide = at + LETTER * len(label) / 2 > WIDTH  # it would be cut at the edge
+        place, anchor = (WIDTH, "end") if wide else (at, "middle")
+        parts.append(tag("text", label, x=place, y=floor + 18, text_anchor=anchor))
     parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=floor, y2=floor, class_="axis"))
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(tag("text", horizontal.title, x=middle, y=height - 6, text_anchor="middle", class_="title"))

@@ -201,25 +201,27 @@ def strength_by_layer(strengths: Sequence[tuple[float, float]]) -> Markup | None
     """How strongly the direction was removed, attention and MLP apart."""
     if len(strengths) < 2:
         return None
-    top = max(1.0, *(value for pair in strengths for value in pair)) * 1.1
+    values = [value for pair in strengths for value in pair]
+    low = min(0.0, *values) * 1.1  # below nil where refusal is strengthened
+    top = max(0.0 if low else 1.0, *values) * 1.1
     last = len(strengths) - 1
     height = 220.0
-    x, y = across(-0.5, last + 0.5), upward(0, top, height)
-    parts = [frame(Axis(x, whole_ticks(0, last), "layer"), Axis(y, ticks(0, top), "strength"), height)]
+    x, y = across(-0.5, last + 0.5), upward(low, top, height)
+    parts = [frame(Axis(x, whole_ticks(0, last), "layer"), Axis(y, ticks(low, top), "strength"), height)]
     wide = (x.end - x.start) / len(strengths)
     bar = max(0.5, wide * 0.38)
     for layer, pair in enumerate(strengths):
         for shift, name, value in ((-bar, "attention", pair[0]), (0.0, "MLP", pair[1])):
-            if value > 0:
+            if value:
                 told = f"layer {layer}, {name}: {number(value)}"
                 parts.append(
                     tag(
                         "rect",
                         tag("title", told),
                         x=x(layer) + shift,
-                        y=y(value),
+                        y=y(max(0.0, value)),
                         width=bar,
-                        height=y(0) - y(value),
+                        height=y(min(0.0, value)) - y(max(0.0, value)),
                         class_=f"bar {name.lower()}",
                     )
                 )

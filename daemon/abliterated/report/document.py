@@ -170,7 +170,10 @@ def _edit(report: Report) -> Markup:
     told = []
     if edit.tensors:
         writers = len(edit.tensors) + len(edit.unknown)
-        told.append(f"{percent(edit.coverage)} of the writers edited: {len(edit.tensors)} of {writers} tensors.")
+        chosen = "chosen " if figures.spared(report) else ""
+        told.append(
+            f"{percent(edit.coverage)} of the {chosen}writers edited: {len(edit.tensors)} of {writers} tensors."
+        )
         told.append(f"Largest share of the direction left: {figures.share(edit.residual)}")
         told[-1] += "." if figures.wholly(report) else f", as the strengths have it; by rounding: {_rounding(report)}."
     if edit.promoted:
@@ -181,7 +184,7 @@ def _edit(report: Report) -> Markup:
         *_card(
             "Strength by layer",
             charts.strength_by_layer(edit.strengths),
-            "1 removes the direction wholly.",
+            "−1 doubles the direction." if figures.inverted(report) else "1 removes the direction wholly.",
             legend([("attention", "bar attention"), ("MLP", "bar mlp")]),
         ),
         *_card(

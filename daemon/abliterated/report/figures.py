@@ -62,7 +62,7 @@ def tiles(report: Report) -> Markup:
     if "harmless_exact" in told:
         made.append(_tile(percent(told["harmless_exact"]), "of the harmless answers are word for word the original's"))
     if report.edit.tensors:
-        edited = "of the tensors that write to the residual stream are edited"
+        edited = f"of the {'chosen ' if spared(report) else ''}tensors that write to the residual stream are edited"
         if wholly(report):
             edited += f"; {share(report.edit.residual)} of the direction left"
         made.append(_tile(percent(report.edit.coverage), edited, "good" if report.edit.coverage >= 1 else "poor"))
@@ -186,6 +186,11 @@ def wholly(report: Report) -> bool:
     """Whether the direction was to be removed wholly, everywhere it was removed."""
     values = [value for pair in report.edit.strengths for value in pair if value]
     return all(abs(value - 1.0) < 1e-6 for value in values)
+
+
+def spared(report: Report) -> bool:
+    """Whether layers, or parts of them, were to be left as they are."""
+    return any(not value for pair in report.edit.strengths for value in pair)
 
 
 def inverted(report: Report) -> bool:
