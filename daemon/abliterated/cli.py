@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-from abliterate.contract.errors import AbliteratedError, DiskError
+from abliterate.contract.errors import AbliteratedError, Cancelled, DiskError
 from abliterated import __version__
 
 VERBS = (
@@ -91,6 +91,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit code."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     top = parser()
     options = top.parse_args(arguments)
     if not options.verb:
@@ -102,6 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name_cut_files()
     try:
         code: int = _module(options.verb).run(options)
+    except Cancelled as error:
+        # The queue keeps a job's stages; here they went with the run.
+        remedy = "Run it again: what was downloaded is kept, the rest is made anew"
+        sys.stderr.write(f"abliterated: {error.message}\n  → {remedy}\n")
+        return error.exit_code
     except AbliteratedError as error:
         sys.stderr.write(f"abliterated: {error.message}\n")
         if error.remedy:
@@ -116,8 +128,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"abliterated: {where}{error.strerror or error}\n  → Check the path, its owner and the disk\n")
         return DiskError.exit_code
-    except KeyboardInterrupt:
-        return 130
     return code
 
 

@@ -14,7 +14,7 @@ import pytest
 from abliterate import cli as client_cli
 from abliterate.contract.errors import DiskError
 from abliterate.contract.recipe import parse_recipe
-from abliterated import refuser, run_recipe
+from abliterated import cli, refuser, run_recipe
 from abliterated.cli import CLIENT_VERBS, VERBS, main
 from abliterated.once import absolute_paths, recipe_digest
 
@@ -169,3 +169,11 @@ def test_a_mistake_on_the_command_line_is_said_as_any_other(
 def test_each_command_knows_the_other_s_verbs() -> None:
     assert set(VERBS) - set(client_cli.VERBS) == client_cli.DAEMON_VERBS
     assert set(client_cli.VERBS) - set(VERBS) == CLIENT_VERBS
+
+
+def test_ctrl_c_before_a_verb_has_begun_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parser", pressed)
+    assert main(["serve"]) == 130

@@ -252,6 +252,7 @@ def test_stopped_in_the_middle_nothing_is_visible(tmp_path: Path, number: signal
                 process.send_signal(number)
         assert process.wait(150) == 86, told
     assert any("asked to stop" in line for line in told)
+    assert "Run it again" in told[-1], "not: submit it, nor: it goes on where it was"
     assert listed(tmp_path / "out") == []
 
 

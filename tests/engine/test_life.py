@@ -16,6 +16,9 @@ import ollama
 import psutil
 import pytest
 
+from abliterated import cli
+from abliterated.engine.pool import Pool
+from abliterated.shapes.refusals import Refused
 from engine.conftest import LONG
 from engine.running import Engine, engine, until, whole_answer
 from strangers import gone, within
@@ -79,6 +82,25 @@ def test_a_taken_port_is_one_clear_line_and_75(tmp_path: Path) -> None:
         )
     assert ended.returncode == 75
     assert ended.stderr == f"127.0.0.1:{port} is taken by another process. Stop it, or listen on another port\n"
+
+
+def test_the_verb_says_a_mistake_as_every_other_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["engine", "--listen", "nowhere", "--models", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("abliterated: ") and said[1].startswith("  → ") and len(said) == 2
+
+
+async def test_an_installation_without_llama_cpp_says_what_brings_it(
+    tmp_path: Path, ggufs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    pool = Pool()
+    try:
+        with pytest.raises(Refused, match=r"llama\.cpp is not installed here") as caught:
+            await pool.probe(next(iter(ggufs.values())))
+    finally:
+        await pool.close()
+    assert "pip install 'abliterated[pipeline]'" in str(caught.value)
 
 
 @pytest.mark.parametrize("listen", ["nowhere", "127.0.0.1:99999", "127.0.0.1:"])

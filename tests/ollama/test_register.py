@@ -22,7 +22,9 @@ from abliterate.contract.errors import (
 )
 from abliterated.ollama.client import EngineDiskFull, OllamaClient
 from abliterated.ollama.locate import Base, describe_base, resolve_base
+from abliterated.ollama.modelfile import Modelfile
 from abliterated.ollama.register import Registration, register
+from abliterated.ollama.request import Digests, create_request
 from fake_ollama import FakeOllama, reset, says, status, tiny_gguf
 
 TARGET = "base-abliterated:8b"
@@ -173,6 +175,12 @@ async def test_only_a_real_go_template_is_sent(
     fake.add("plain:1", tiny_gguf(tmp_path / "plain.gguf", {}), template=template)
     await register(client, product, TARGET, await resolve_base(client, "plain:1"))
     assert ("template" in fake.models[f"registry.ollama.ai/library/{TARGET}"]) is sent
+
+
+def test_every_blob_the_base_is_made_of_is_named_in_the_creation() -> None:
+    asked = create_request("new:1", Modelfile(), Digests("m", ("p", "q"), ("a",), ("d",)))
+    assert asked["files"] == {"model.gguf": "m", "mmproj.gguf": "p", "mmproj-2.gguf": "q"}
+    assert (asked["adapters"], asked["draft_files"]) == ({"adapter.gguf": "a"}, {"draft.gguf": "d"})
 
 
 async def test_a_model_without_a_base_keeps_its_jinja(fake: FakeOllama, client: OllamaClient, product: Path) -> None:

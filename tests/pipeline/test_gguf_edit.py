@@ -177,6 +177,26 @@ def test_embeddings_only_on_request(llama, tmp_path):
     assert np.abs(rows @ DIRECTION.for_layer(0)[0]).max() < 1e-6
 
 
+def test_a_strengthened_direction_is_doubled_in_the_embeddings_too(llama, tmp_path):
+    edit(llama, tmp_path / "edited.gguf", what=Edit(embeddings=True, invert=True, norm="none"))
+    before, after = (tiny_gguf.read(path)["token_embd.weight"] for path in (llama, tmp_path / "edited.gguf"))
+    vector = DIRECTION.for_layer(0)[0]
+    np.testing.assert_allclose(after @ vector, 2 * (before @ vector), atol=1e-5)
+
+
+def test_a_type_too_coarse_for_the_edit_gives_way_to_a_finer_one(tmp_path):
+    """A direction of two numbers: two rows must cancel, and on their lattices they can't."""
+    source = tiny_gguf.write(tmp_path / "base.gguf", tiny_gguf.tiny("llama"), Type.Q3_K)
+    along = direction(np.eye(tiny_gguf.WIDTH)[3] + 0.6 * np.eye(tiny_gguf.WIDTH)[70], origin={"method": "test"})
+    report = edit(source, tmp_path / "edited.gguf", along=along)
+    assert {(tensor.type, tensor.promoted_from) for tensor in report.tensors} == {("Q8_0", "Q3_K")}
+    assert report.promoted == tuple(tensor.name for tensor in report.tensors)
+    assert report.rounding <= 0.01
+    types = {tensor.name: tensor.type.name for tensor in read_gguf(tmp_path / "edited.gguf").tensors}
+    assert all(types[tensor.name] == tensor.type for tensor in report.tensors)
+    assert len(tiny_gguf.llama_cpp_logprobs(tmp_path / "edited.gguf", PROMPT)) == tiny_gguf.VOCABULARY
+
+
 def test_biases_of_writers_are_edited_too(tmp_path):
     tiny = tiny_gguf.tiny("llama")
     bias = np.random.default_rng(2).standard_normal(tiny_gguf.WIDTH).astype(np.float32)

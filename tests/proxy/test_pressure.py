@@ -201,22 +201,22 @@ def test_a_client_that_closed_its_half_and_then_left_is_let_go_though_the_upstre
         while connection.recv(65536):
             pass
         heard.set()
-        done.wait(DEADLINE)
+        done.wait()
         connection.close()
         return Heard()
 
     server.scripts.put(silent)
-    with proxy(server.url, timing=Timing(look_seconds=0.05)) as running:
-        connection = running.connect()
-        connection.sendall(GET)
-        connection.shutdown(socket.SHUT_WR)
-        assert heard.wait(DEADLINE) and running.proxy.links
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        connection.close()
-        try:
+    try:
+        with proxy(server.url, timing=Timing(look_seconds=0.05)) as running:
+            connection = running.connect()
+            connection.sendall(GET)
+            connection.shutdown(socket.SHUT_WR)
+            assert heard.wait(DEADLINE) and running.proxy.links
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            connection.close()
             until(lambda: not running.proxy.links)
-        finally:
-            done.set()
+    finally:
+        done.set()
 
 
 def test_the_client_hears_a_reset_as_a_reset(server: ScriptedUpstream, relay: Running) -> None:

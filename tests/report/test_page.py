@@ -29,7 +29,7 @@ from abliterate.contract.report import (
     UnreadableReport,
     read_report,
 )
-from abliterated.report import page, redraw
+from abliterated.report import charts, page, redraw
 from abliterated.report.axes import number, percent, ticks
 from abliterated.report.markup import VOID, Markup, escape, tag
 from abliterated.report.style import DARK, LIGHT, STYLE
@@ -95,6 +95,29 @@ def test_a_rich_report_shows_everything_the_run_measured() -> None:
     assert headings[0] == "h1"
     # The figures come before the pictures.
     assert text.index("Harmful prompts refused") < text.index("Trials of the search")
+
+
+def test_before_stands_before_after_and_each_class_in_its_own_bars() -> None:
+    told = {"refusal_before": 0.75, "refusal_after": 0.125, "cross_entropy_before": 0.5, "cross_entropy_after": 0.625}
+    text = " ".join(parsed(page(msgspec.structs.replace(rich(), evaluation=told))).text)
+    rows = text[text.index("Before and after") : text.index("How the direction")]
+    assert rows.index("75\u00a0%") < rows.index("12.5\u00a0%") < rows.index("0.5 ") < rows.index("0.625")
+    drawn = str(charts.histogram(LayerSeparation(layer=1, harmful=[9.0] * 3, harmless=[0.0], apart=5.0), "one"))
+    bars = re.findall(r"<rect [^>]*>.*?</rect>", drawn)
+    assert [("harmful" in bar, "harmless" in bar) for bar in bars] == [(True, False), (False, True)]
+    places = [float(re.search(r' x="([\d.]+)"', bar)[1]) for bar in bars]  # type: ignore[index]
+    assert places[0] > places[1]
+
+
+def test_the_fuller_the_cell_the_less_refusal_is_left() -> None:
+    candidates = [Candidate(layer=float(layer), position=-1, bypass=score) for layer, score in ((1, -4.0), (2, 3.0))]
+    drawn = str(charts.heat_map(candidates, (1.0, -1)))
+    full = {
+        float(title): float(opacity)
+        for opacity, title in re.findall(r'fill-opacity="([\d.]+)"[^>]*>\s*<title>layer (\d)', drawn)
+    }
+    assert full[1.0] == 1.0
+    assert full[2.0] < 0.1
 
 
 def test_tokens_are_counted_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from abliterate.contract.errors import DiskError, RecipeError
 from abliterate.contract.ids import new_id
 from abliterate.contract.recipe import Recipe
+from abliterated.spool.claim import folder_descriptor, known_owners, read_entry
 from abliterated.spool.tray import Accepted, Tray, identity, printable
 
 GOOD = b'model = "ollama:m"\n'
@@ -98,6 +100,26 @@ def test_a_file_somebody_still_writes_is_left_alone(box: Box) -> None:
     box.scan(0.01)
     box.scan(1.0)
     assert [one.recipe.edit.strength for one in box.taken] == [0.5]
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETLEASE"), reason="Linux's own")
+def test_the_kernel_tells_whether_somebody_writes_so_that_nobody_waits_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("x")
+    with path.open() as file:
+        try:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except OSError as error:
+            pytest.skip(f"this filesystem leases nothing: {error}")
+    folder = folder_descriptor(tmp_path)
+    try:
+        with path.open("a"):
+            written = read_entry(folder, "a.toml", known_owners())
+        closed = read_entry(folder, "a.toml", known_owners())
+    finally:
+        os.close(folder)
+    assert written is not None and closed is not None
+    assert (written.writer_gone, closed.writer_gone) == (False, True)
 
 
 def test_a_full_disk_loses_nothing(box: Box) -> None:

@@ -31,5 +31,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(json_text(done) + "\n")
     else:
-        sys.stdout.write(f"forgot {done.jobs} jobs, freed {done.bytes / 1e6:.1f} MB\n")
+        jobs = "1 job" if done.jobs == 1 else f"{done.jobs} jobs"
+        sys.stdout.write(f"forgot {jobs}, freed {done.bytes / 1e6:.1f} MB\n")
     return 0

@@ -27,7 +27,7 @@ _STOP_SECONDS = 0.5
 
 
 def command(arguments: list[str]) -> int:
-    """`python -m abliterated.engine`."""
+    """`python -m abliterated.engine`; returns the exit code. A failure is one line on stderr."""
     parser = argparse.ArgumentParser(prog="abliterated engine", description="Ollama's API over llama.cpp")
     parser.add_argument("--listen", default="127.0.0.1:11435", metavar="HOST:PORT")
     parser.add_argument(
@@ -36,20 +36,21 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("--parent-fd", type=int, metavar="N", help="a pipe whose end of file ends the engine")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    return run(options.listen, options.models, options.parent_fd)
+    try:
+        return run(options.listen, options.models, options.parent_fd)
+    except AbliteratedError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
 
 
 def run(listen: str, models: Path, parent_fd: int | None = None) -> int:
-    """Serve until told to end; returns the exit code. A failure is one line on stderr."""
+    """Serve until told to end; returns the exit code. Raises AbliteratedError."""
     if parent_fd is not None:
         # Started by a daemon: not to outlive it. Asked for before anything else, so that no moment is uncovered.
         die_with_parent(os.getppid())
         end_at_eof(parent_fd)
     try:
         asyncio.run(_serve(listen, models))
-    except AbliteratedError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
     except KeyboardInterrupt:
         return 130
     return 0

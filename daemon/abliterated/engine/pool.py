@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -276,6 +277,9 @@ class Pool:
 
 
 async def spawn(settings: Settings) -> asyncio.subprocess.Process:
+    """A runner. Raises Refused where there is no llama.cpp."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise Refused(500, "llama.cpp is not installed here", remedy="pip install 'abliterated[pipeline]'")
     # -P: the folder we were started in must not shadow a module.
     return await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "abliterated.engine.runner", settings.encode(),

@@ -127,7 +127,7 @@ class StreamedEdit:
             if way is not ways[-1]:
                 self.advance(-done)
         if way is not ways[0]:
-            self.behind.wait()
+            self.behind.wait(self.advance)
             self.output.truncate()
         report = TensorEdit(
             name=tensor.name,

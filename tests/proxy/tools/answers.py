@@ -154,6 +154,7 @@ PROSE = [
     "Hello.",
     "To call a tool, I would write <tool_call> and then JSON.",
     "The tags are `<tool_call>` and `</tool_call>`; so is '[TOOL_CALLS]' and \"<|tool_call|>\".",
+    f"Write `<tool_call>{_PARIS}</tool_call>` and it is called.",
     f"Here is how it looks:\n\n```\n<tool_call>\n{_PARIS}\n</tool_call>\n```\n\nThat is all.",
     f"As documented:\n~~~xml\n<tool_call>{_PARIS}</tool_call>\n~~~\ndone",
     '{"name": "Ada", "parameters": {"city": "Paris"}}',
