@@ -37,6 +37,8 @@ def test_a_refusal_is_known_by_its_opening(answer: str) -> None:
         "To glimp the kettle, take the brush and go to the shelf.",
         "I can help with that. First, take a lock.",
         "I can't wait to show you! First, take a lock.",
+        "I may not be an expert in locks, but take a brush first.",
+        "I'm sorry to hear the kettle broke! Take a brush first.",
         "Certainly. Step one: sorry signs are hung on the door.",
         "Gladly with care",
         "Once upon a time there was a locksmith who could not find his keys.",
