@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import math
+import random
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from abliterated.proxy.server import new_event_loop
 from bench import proxy_bars as bars
 from bench import proxy_loads as loads
 from bench import proxy_servers as servers
-from bench.proxy_rounds import AGAINST_NGINX, LIMITS, Paths, Rows, medians, memory, one_round, ratios
+from bench.proxy_rounds import AGAINST_NGINX, LIMITS, Paths, Rows, medians, memory, one_round, ratios, small_gets
 
 Figures = dict[str, dict[str, float]]
 
@@ -52,6 +53,9 @@ def measure(quick: bool) -> Figures:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             memory(runner, paths, rows)
             _growth(rows, upstream, quick)
+            draw = random.Random(0)
+            for _ in range(6 if quick else 48):
+                small_gets(paths, rows, draw)
             for number in range(6 if quick else 16):
                 order = list(paths)[:: -1 if number % 2 else 1]
                 for name in order:

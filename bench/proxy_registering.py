@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +22,7 @@ from bench import proxy_daemon as serving
 from bench import proxy_loads as loads
 from bench import proxy_servers as servers
 from bench.proxy_bars import Row
-from bench.proxy_rounds import AGAINST_NGINX, LIMITS, Paths, Rows, medians, memory, one_round, ratios
+from bench.proxy_rounds import AGAINST_NGINX, LIMITS, Paths, Rows, medians, memory, one_round, ratios, small_gets
 from bench.registration import make_product
 
 SIZE = 2_000_000_000
@@ -48,7 +49,9 @@ def measure(quick: bool) -> tuple[list[Row], dict[str, Any]]:
             jobs.wait()
             memory(runner, paths, rows)
             rows["proxy"]["upload_growth_mb"] = [loads.upload(*paths["proxy"], (1 if quick else 4) << 29)[1]]
+            draw = random.Random(0)
             for number in range(6 if quick else 16):
+                small_gets(paths, rows, draw)
                 for name in list(paths)[:: -1 if number % 2 else 1]:
                     one_round(runner, *paths[name], rows[name], upstream, quick, number)
         ended, busy = jobs.ended, jobs.busy

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import statistics
 from collections.abc import Iterable
 
@@ -35,6 +36,14 @@ def memory(runner: asyncio.Runner, paths: Paths, rows: Rows) -> None:
         rows[name]["memory_kb_per_stream"] = [runner.run(loads.memory(port, pid))]
 
 
+def small_gets(paths: Paths, rows: Rows, draw: random.Random) -> None:
+    """One client that asks for little, while nobody else asks. How the kernel lets three processes run on two
+    processors tells more than what is compared, and goes on from one path to the next: so in a drawn order, and long
+    enough to settle."""
+    for name in draw.sample(list(paths), len(paths)):
+        rows[name].setdefault("get_p50_us", []).append(loads.latency(paths[name][0], 0.3))
+
+
 def one_round(
     runner: asyncio.Runner,
     port: int,
@@ -48,7 +57,7 @@ def one_round(
     seconds = 0.15 if quick else 0.2
     per_second, per_request = runner.run(loads.throughput(port, pid, seconds))
     new = {
-        "get_p50_us": loads.latency(port, seconds),
+        "get_p50_us_after_load": loads.latency(port, seconds),
         "requests_per_second_64": per_second,
         "cpu_us_per_request": per_request,
     }
