@@ -40,7 +40,7 @@ def measure(quick: bool) -> Figures:
     """Figures by path (`direct`, `proxy`, `armed`; `nginx`, `haproxy` where installed), medians; and `ratios`."""
     upstream = servers.free_port()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(servers.process(servers.serve_upstream, upstream, port=upstream))
+        answering = stack.enter_context(servers.process(servers.serve_upstream, upstream, port=upstream))
         paths: Paths = {"direct": (upstream, None)}
         for name, target in (("proxy", servers.serve_proxy), ("armed", servers.serve_armed)):
             port = servers.free_port()
@@ -55,10 +55,9 @@ def measure(quick: bool) -> Figures:
             _growth(rows, upstream, quick)
             draw = random.Random(0)
             for _ in range(6 if quick else 48):
-                small_gets(paths, rows, draw)
+                small_gets(paths, rows, draw, answering)
             for number in range(6 if quick else 16):
-                order = list(paths)[:: -1 if number % 2 else 1]
-                for name in order:
+                for name in draw.sample(list(paths), len(paths)):
                     port, pid = paths[name]
                     one_round(runner, port, pid, rows[name], upstream, quick, number)
     found = medians(rows)

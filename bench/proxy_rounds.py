@@ -6,10 +6,12 @@ Does not know which paths there are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import os
 import random
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from bench import proxy_loads as loads
 
@@ -36,12 +38,40 @@ def memory(runner: asyncio.Runner, paths: Paths, rows: Rows) -> None:
         rows[name]["memory_kb_per_stream"] = [runner.run(loads.memory(port, pid))]
 
 
-def small_gets(paths: Paths, rows: Rows, draw: random.Random) -> None:
-    """One client that asks for little, while nobody else asks. How the kernel lets three processes run on two
-    processors tells more than what is compared, and goes on from one path to the next: so in a drawn order, and long
-    enough to settle."""
+def small_gets(paths: Paths, rows: Rows, draw: random.Random, upstream: int | None = None) -> None:
+    """One client that asks for little, while nobody else asks; in a drawn order.
+
+    Where the kernel puts three processes on a few processors tells more than what is compared (the same two, asked
+    again: 0.76 to 1.44), and stays for seconds. With the pid of the `upstream`, each has its place: the one that is
+    measured a processor to itself, who asks and who answers another; and it is asked where they are put by the kernel,
+    too, for comparison.
+    """
     for name in draw.sample(list(paths), len(paths)):
-        rows[name].setdefault("get_p50_us", []).append(loads.latency(paths[name][0], 0.3))
+        port, pid = paths[name]
+        if upstream is None:
+            rows[name].setdefault("get_p50_us", []).append(loads.latency(port, 0.3))
+            continue
+        with _apart([0, upstream], [pid]):
+            rows[name].setdefault("get_p50_us", []).append(loads.latency(port, 0.3))
+        rows[name].setdefault("get_p50_us_anywhere", []).append(loads.latency(port, 0.3))
+
+
+@contextlib.contextmanager
+def _apart(*groups: list[int | None]) -> Iterator[None]:
+    """Each group of processes (0: this one) on a processor of its own, where there are enough and the system can."""
+    everywhere = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    if len(everywhere) < len(groups):
+        yield
+        return
+    places = zip(groups, everywhere, strict=False)
+    placed = [(pid, place) for group, place in places for pid in group if pid is not None]
+    for pid, place in placed:
+        os.sched_setaffinity(pid, {place})
+    try:
+        yield
+    finally:
+        for pid, _ in placed:
+            os.sched_setaffinity(pid, everywhere)
 
 
 def one_round(
@@ -61,7 +91,7 @@ def one_round(
         "requests_per_second_64": per_second,
         "cpu_us_per_request": per_request,
     }
-    if number < (2 if quick else 8):
+    if number < 2 or not quick:
         new["cpu_us_per_token"] = runner.run(loads.streams(port, pid, STREAMS, RATE, 150))
     if number < (2 if quick else 4):
         used = loads.cpu(pid)

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from abliterated.proxy.headers import HostGuard
-from abliterated.proxy.responses import PLAIN, ResponseWatcher
+from abliterated.proxy.responses import BEHIND, CHUNK, PLAIN, TOKEN_LIMIT, ResponseWatcher
 from abliterated.proxy.server import Steering
 from proxy.corpus import CHAT, GET, NDJSON, SSE, VERSION, answer, chunk, post, request
 from proxy.script import DEADLINE, Heard, Read, ReadAll, ScriptedUpstream, Send, converse, proxy, until
@@ -82,6 +82,22 @@ def test_after_every_byte_it_is_known_how_many_answers_are_owed(
     watcher.expect(PLAIN)
     watcher.feed(b"what is this\r\n\r\n")
     assert watcher.blind
+
+
+def chunk_like(content: int, more: int) -> bytes:
+    line = b"%x\r\n" % content
+    return line.ljust(len(line) + content + 2 + more, b"x")
+
+
+@example(b"\0xx")
+@example(b"10\r\v".ljust(22, b"x"))
+@given(st.one_of(st.binary(min_size=1, max_size=40), st.builds(chunk_like, st.integers(0, 1030), st.integers(-1, 1))))
+def test_a_piece_that_lies_where_its_size_says_is_one_whole_chunk(piece: bytes) -> None:
+    size = len(piece)
+    line, ended, rest = piece.partition(b"\r\n")
+    whole = bool(ended) and len(rest) > 2 and line == b"%x" % (len(rest) - 2)
+    if size < TOKEN_LIMIT:
+        assert (CHUNK[size] <= piece < BEHIND[size]) == whole
 
 
 @pytest.mark.parametrize("cut", [0, 7, 200])

@@ -19,7 +19,7 @@ from abliterated.proxy.framing import Bad, Body, Event, Head, RequestFramer
 from abliterated.proxy.gate import Gate
 from abliterated.proxy.marks import COUNTING_BYTES, TAIL_BYTES, Mark
 from abliterated.proxy.pair import ASKED, AWAITING, GATE, HIGH_WATER, LONG, READY, Pair
-from abliterated.proxy.responses import CHUNKED, LINE_OF, PLAIN, TOKEN_LIMIT, body_length, kind_of
+from abliterated.proxy.responses import BEHIND, CHUNK, CHUNKED, PLAIN, TOKEN_LIMIT, body_length, kind_of
 from abliterated.proxy.wiring import House
 
 KNOWN_BYTES: Final = 1024  # a request or an answer longer than that is read each time
@@ -238,7 +238,7 @@ class Link(Pair):
             if size > COUNTING_BYTES:
                 # Whether anybody wants to know or not: asking would cost more.
                 watcher.last = data if size <= TAIL_BYTES else data[-TAIL_BYTES:]
-            if watcher.left == CHUNKED and size < TOKEN_LIMIT and data.startswith(LINE_OF[size]):
+            if watcher.left == CHUNKED and size < TOKEN_LIMIT and CHUNK[size] <= data < BEHIND[size]:
                 return  # one whole chunk
             if not watcher.go_on(data):
                 self._after_answer()

@@ -41,18 +41,21 @@ _CHUNKED = b"\r\ntransfer-encoding: chunked\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
-def _chunk_lines(size: int) -> tuple[bytes, ...]:
-    """By the size of a piece: the line with which it begins if it is one whole chunk (never, for two of the sizes)."""
-    lines = [b"\0"] * size
-    for content in range(1, size):
+def _chunks(limit: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """By the size of a piece: what it lies between, in the order of bytes, if it is one whole chunk.
+
+    So the line it begins with is asked for without `startswith`, which costs 6 % of a token's way.
+    """
+    low, high = [b"\1"] * limit, [b""] * limit
+    for content in range(1, limit):
         line = b"%x\r\n" % content
-        if (whole := len(line) + content + 2) < size:
-            lines[whole] = line
-    return tuple(lines)
+        if (whole := len(line) + content + 2) < limit:
+            low[whole], high[whole] = line, line[:-1] + b"\v"
+    return tuple(low), tuple(high)
 
 
-LINE_OF = _chunk_lines(1024)  # tokens are smaller than that
-TOKEN_LIMIT: Final = len(LINE_OF)
+CHUNK, BEHIND = _chunks(1024)  # tokens are smaller than that
+TOKEN_LIMIT: Final = len(CHUNK)
 
 
 @functools.lru_cache(maxsize=256)
@@ -148,7 +151,7 @@ class ResponseWatcher:
         left = self.left
         if left == CHUNKED:
             size = len(data)
-            if size < TOKEN_LIMIT and data.startswith(LINE_OF[size]) and data.endswith(b"\r\n"):
+            if size < TOKEN_LIMIT and CHUNK[size] <= data < BEHIND[size] and data.endswith(b"\r\n"):
                 return True
             if data == _LAST_CHUNK:
                 return self._end()
