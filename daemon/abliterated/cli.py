@@ -30,11 +30,6 @@ VERBS = (
     "install",
     "uninstall",
 )
-# Those of the other command, which a person may ask here.
-CLIENT_VERBS = frozenset(
-    "submit status logs report wait cancel hold release retry models pause resume drain clean new check compare ui"
-    " import-config download-lists completions".split()
-)
 # Those that read a model in this very process.
 READING = frozenset({"work", "direction", "apply", "export", "evaluate", "chat"})
 DESCRIPTION = """\
@@ -57,6 +52,8 @@ class _Parser(argparse.ArgumentParser):
         remedy = f"See: {self.prog} --help"
         if wrong := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
             import difflib
+
+            from abliterate.cli import VERBS as CLIENT_VERBS  # a person may ask for the other command's here
 
             message = f"no verb {wrong[1]!r}"
             near = [f"abliterated {verb}" for verb in difflib.get_close_matches(wrong[1], VERBS, n=1)]
